@@ -1,0 +1,118 @@
+"""A run on disk: JSON and safetensors, everything to reload it, nothing that runs code."""
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..backbone import Backbone, load_backbone
+from ..backbone.protocol import ActionUnit
+from ..backbone.weights import load_weights, save_weights
+from ..envs.observation import ObservationKind, ObservationLayout
+from .policy import Policy
+
+FORMAT = "vitskip-run"
+FORMAT_VERSION = 1
+PACKAGES = ("vitskip", "torch", "torchvision", "numpy", "gymnasium", "stable-baselines3", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The description of a run directory, checked.
+
+    Attributes:
+        path: the folder.
+        backbone: registered name of the backbone's architecture.
+        action_unit: "block" or "half".
+        observation: "belief" or "tokens".
+        rule: name of the policy's rule.
+        rule_arguments: its arguments.
+        record: further JSON values: configuration, seed, versions, results.
+    """
+
+    path: Path
+    backbone: str
+    action_unit: ActionUnit
+    observation: ObservationKind
+    rule: str
+    rule_arguments: dict[str, Any]
+    record: dict[str, Any]
+
+    def load_backbone(self) -> Backbone:
+        """Build the backbone and give it the weights of this run."""
+        try:
+            backbone = load_backbone(self.backbone)
+        except ValueError as error:
+            raise ValueError(f"{self.path / 'run.json'}: {error}; register_backbone makes your own known") from error
+        load_weights(self.path / "backbone.safetensors", backbone)
+        return backbone
+
+    def load_policy(self, layout: ObservationLayout) -> Policy:
+        """Build the policy and give it the weights of this run."""
+        try:
+            policy = Policy(self.rule, layout, **self.rule_arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.path / 'run.json'}: expected a policy that fits the backbone, got: {error}") from error
+        load_weights(self.path / "policy.safetensors", policy)
+        return policy
+
+
+def write(path: Path, description: dict[str, Any], record: dict[str, Any], backbone: Backbone, policy: nn.Module) -> None:
+    """Write a run directory; `run.json` comes last, so that a folder that has it is complete."""
+    path.mkdir(parents=True, exist_ok=True)
+    save_weights(path / "backbone.safetensors", backbone)
+    save_weights(path / "policy.safetensors", policy)
+    head = {"format": FORMAT, "format_version": FORMAT_VERSION, **description}
+    write_json(path / "run.json", {**head, "record": {**record, "versions": versions()}})
+
+
+def read(path: Path) -> Run:
+    """Read and check `run.json`.
+
+    Raises:
+        FileNotFoundError: if there is no run directory.
+        ValueError: if `run.json` is not one of ours.
+    """
+    file = path / "run.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"run directory: expected a folder with run.json, as `vitskip train` writes, got {path}")
+    try:
+        values = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: expected JSON, got: {error}") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ValueError(f"{file}: expected a file with format {FORMAT!r}, got something else")
+    if values.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"{file}: expected format_version {FORMAT_VERSION}, got {values.get('format_version')!r}")
+    expected = {"backbone": str, "action_unit": str, "observation": str, "rule": str, "rule_arguments": dict, "record": dict}
+    for key, kind in expected.items():
+        if not isinstance(values.get(key), kind):
+            raise ValueError(f"{file}: expected {key!r} to be a {kind.__name__}, got {values.get(key)!r}")
+    choices = {"action_unit": ("block", "half"), "observation": ("belief", "tokens")}
+    for key, valid in choices.items():
+        if values[key] not in valid:
+            raise ValueError(f"{file}: expected {key!r} to be one of {', '.join(valid)}, got {values[key]!r}")
+    return Run(path, **{key: values[key] for key in expected})
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(values, indent=2) + "\n")
+    partial.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the machine and the packages that a result depends on."""
+    found = {"python": platform.python_version(), "machine": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,10 @@
+from .backbones import load_backbone as load_backbone
+from .backbones import register_backbone as register_backbone
+from .datasets import Dataset as Dataset
+from .datasets import load_dataset as load_dataset
+from .datasets import register_dataset as register_dataset
+from .masked import run_masked as run_masked
+from .masked import run_rows as run_rows
+from .pretrain import pretrain as pretrain
+from .protocol import Backbone as Backbone
+from .vit import ViT as ViT

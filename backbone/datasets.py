@@ -1,0 +1,96 @@
+"""Data sets by name: whole splits held as uint8 tensors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .digits import digits
+from .registry import Registry
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split of labelled images.
+
+    Attributes:
+        images: uint8 [N, 3, H, W].
+        labels: int64 [N] in 0..K-1.
+        classes: names of the K classes.
+        difficulty: float32 [N] in [0, 1], or NaN where the data set does not know.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    difficulty: Tensor
+
+    def __post_init__(self) -> None:
+        count = len(self.images)
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3 or not count:
+            raise ValueError(
+                f"images: expected uint8 [N, 3, H, W] with N > 0, got {self.images.dtype} {tuple(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != (count,):
+            raise ValueError(f"labels: expected int64 [{count}], got {self.labels.dtype} {tuple(self.labels.shape)}")
+        if int(self.labels.min()) < 0 or int(self.labels.max()) >= len(self.classes):
+            raise ValueError(f"labels: expected 0..{len(self.classes) - 1}, one per class, got values outside")
+        if self.difficulty.shape != (count,):
+            raise ValueError(f"difficulty: expected shape ({count},), got {tuple(self.difficulty.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+DatasetFactory = Callable[[Split, Path | None], Dataset]
+"""Maps (split, data_root) to the split; raises FileNotFoundError where `data_root` lacks the data."""
+
+_DATASETS: Registry[DatasetFactory] = Registry("data set")
+
+
+def register_dataset(name: str, factory: DatasetFactory) -> None:
+    """Make a data set loadable by name, e.g. `gym.make("ViTSkip-v0", dataset=name)`.
+
+    Args:
+        name: a new name.
+        factory: maps (split, data_root) to a `Dataset`; the validation part must be disjoint from the others.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+    _DATASETS.register(name, factory)
+
+
+def load_dataset(name: str, split: Split, data_root: str | Path | None = None) -> Dataset:
+    """Load one split of a registered data set.
+
+    Args:
+        name: registered name; "digits" is embedded and needs no files.
+        split: "train", "validation" (for every choice) or "test" (touched once, at the end).
+        data_root: folder of the data, for data sets that live in files.
+
+    Raises:
+        ValueError: if the name or the split is unknown.
+        FileNotFoundError: if `data_root` does not exist.
+    """
+    factory = _DATASETS[name]
+    if split not in get_args(Split):
+        raise ValueError(f"split: expected one of {', '.join(get_args(Split))}, got {split!r}")
+    root = None if data_root is None else Path(data_root).expanduser()
+    if root is not None and not root.is_dir():
+        raise FileNotFoundError(f"data_root: expected an existing folder with the data set {name!r}, got {root}")
+    return factory(split, root)
+
+
+def _load_digits(split: Split, data_root: Path | None) -> Dataset:
+    del data_root  # embedded: scikit-learn ships the pixels
+    images, labels, difficulty = digits(split)
+    return Dataset(images, labels, tuple("0123456789"), difficulty)
+
+
+register_dataset("digits", _load_digits)

@@ -1,0 +1,61 @@
+"""Run a batch under a keep-mask, computing only the rows that are kept."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from .protocol import ActionUnit, Backbone, num_units, unit_runner
+
+
+def run_rows(
+    run: Callable[[Tensor], Tensor], tokens: Float[Tensor, "B N D"], rows: Shaped[Tensor, " R"]
+) -> Float[Tensor, "B N D"]:
+    """Apply `run` to some rows of a batch and pass the others through unchanged.
+
+    Without gradients the rows are written back in place (no copy of the full batch) and `tokens` is returned,
+    unless all rows run; with gradients a new tensor is returned.
+
+    Args:
+        run: maps tokens [R, N, D] to tokens of the same shape.
+        tokens: all rows.
+        rows: int64 indices of the rows to run, without repeats; on the device of `tokens`.
+    """
+    if len(rows) == 0:
+        return tokens
+    if len(rows) == len(tokens):
+        return run(tokens)
+    computed = run(tokens.index_select(0, rows))
+    if torch.is_grad_enabled():
+        return tokens.index_copy(0, rows, computed)
+    return tokens.index_copy_(0, rows, computed)
+
+
+def run_masked(
+    backbone: Backbone,
+    images: Shaped[Tensor, "B 3 H W"],
+    keep_mask: Bool[Tensor, "B U"],
+    action_unit: ActionUnit = "block",
+) -> Float[Tensor, "B K"]:
+    """Logits of the backbone when image b runs exactly the (half-)blocks that row b of the mask keeps.
+
+    Args:
+        backbone: the ViT.
+        images: float32 in [0, 1] or uint8.
+        keep_mask: True where the unit runs; U is L with blocks and 2L with half-blocks. Best left on the CPU:
+            one transfer of the row numbers per unit replaces a device synchronisation.
+        action_unit: "block" or "half".
+
+    Raises:
+        ValueError: if the mask does not have one row per image and one column per unit.
+    """
+    expected = (len(images), num_units(backbone, action_unit))
+    if keep_mask.shape != expected:
+        raise ValueError(f"keep_mask: expected shape {expected}, got {tuple(keep_mask.shape)}")
+    tokens = backbone.embed(images)
+    run = unit_runner(backbone, action_unit)
+    for index, kept in enumerate(keep_mask.cpu().unbind(1)):
+        rows = kept.nonzero().squeeze(1).to(tokens.device, non_blocking=True)
+        tokens = run_rows(lambda active, index=index: run(index, active), tokens, rows)
+    return backbone.classify(tokens)

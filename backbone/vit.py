@@ -1,0 +1,165 @@
+"""Our own small pre-norm Vision Transformer (Dosovitskiy et al., 2021), executable block by block."""
+
+from itertools import pairwise
+from typing import cast
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .macs import Macs, vit_macs
+from .protocol import to_float_images
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, embed_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.projection = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))  # [B, N, 3, heads, D / heads]
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, N, D / heads]
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.projection(mixed.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two-layer perceptron on each token."""
+
+    def __init__(self, embed_dim: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(embed_dim, mlp_dim)
+        self.contract = nn.Linear(mlp_dim, embed_dim)
+
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        return self.contract(F.gelu(self.expand(tokens)))
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: an attention half and an MLP half."""
+
+    def __init__(self, embed_dim: int, num_heads: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(embed_dim)
+        self.attention = Attention(embed_dim, num_heads)
+        self.mlp_norm = nn.LayerNorm(embed_dim)
+        self.mlp = Mlp(embed_dim, mlp_dim)
+
+    def attention_half(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        return tokens + self.attention(self.attention_norm(tokens))
+
+    def mlp_half(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        return tokens + self.mlp(self.mlp_norm(tokens))
+
+
+def _stem(patch_size: int, embed_dim: int) -> nn.Sequential:
+    """Strided 3x3 convolutions down to one token per patch (Xiao et al., 2021: early convolutions train better)."""
+    halvings = patch_size.bit_length() - 1
+    widths = [3, *(embed_dim >> (halvings - 1 - level) for level in range(halvings))]
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GELU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class ViT(nn.Module):
+    """Plain ViT with a class token and a small convolutional stem; implements `Backbone`.
+
+    Args:
+        image_size: height and width of the images [pixels]; a multiple of `patch_size`.
+        patch_size: height and width of a patch [pixels]; a power of two.
+        embed_dim: token width D; a multiple of `num_heads`.
+        depth: number of blocks L.
+        num_heads: attention heads.
+        num_classes: classes K.
+        mlp_ratio: hidden width of the MLP over `embed_dim`.
+
+    Raises:
+        ValueError: if the sizes do not fit one another.
+    """
+
+    num_prefix_tokens = 1
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 32,
+        patch_size: int = 8,
+        embed_dim: int = 96,
+        depth: int = 12,
+        num_heads: int = 3,
+        num_classes: int = 10,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"image_size: expected a multiple of patch_size {patch_size}, got {image_size}")
+        if patch_size < 2 or patch_size & (patch_size - 1):
+            raise ValueError(f"patch_size: expected a power of two from 2 on, got {patch_size}")
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim: expected a multiple of num_heads {num_heads}, got {embed_dim}")
+        self.image_size, self.embed_dim, self.depth, self.num_classes = image_size, embed_dim, depth, num_classes
+        self.num_tokens = 1 + (image_size // patch_size) ** 2
+        self.mlp_dim = round(mlp_ratio * embed_dim)
+        self.patches = _stem(patch_size, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.num_tokens, embed_dim))
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, self.mlp_dim) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim)
+        self.head = nn.Linear(embed_dim, num_classes)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.pos_embed, std=0.1)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    @property
+    def macs(self) -> Macs:
+        convolutions = [layer for layer in self.patches if isinstance(layer, nn.Conv2d)]
+        stem = sum(
+            9 * layer.in_channels * layer.out_channels * (self.image_size >> level) ** 2
+            for level, layer in enumerate(convolutions, start=1)
+        )
+        return vit_macs(
+            depth=self.depth,
+            embed_dim=self.embed_dim,
+            mlp_dim=self.mlp_dim,
+            num_tokens=self.num_tokens,
+            stem=stem,
+            num_classes=self.num_classes,
+        )
+
+    def embed(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
+        if images.shape[2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"images: expected [B, 3, {self.image_size}, {self.image_size}], got {tuple(images.shape)}"
+            )
+        pixels = (to_float_images(images) * 2 - 1).to(self.cls_token.dtype)
+        patches = self.patches(pixels).flatten(2).transpose(1, 2)  # [B, N - 1, D]
+        return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], 1) + self.pos_embed
+
+    def run_block(self, index: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        block = cast(Block, self.blocks[index])
+        return block.mlp_half(block.attention_half(tokens))
+
+    def run_half_block(self, index: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        block = cast(Block, self.blocks[index // 2])
+        return block.mlp_half(tokens) if index % 2 else block.attention_half(tokens)
+
+    def classify(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
+        return self.head(self.norm(tokens[:, 0]))
+
+    def forward(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
+        tokens = self.embed(images)
+        for index in range(self.depth):
+            tokens = self.run_block(index, tokens)
+        return self.classify(tokens)

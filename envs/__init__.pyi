@@ -1,0 +1,9 @@
+from .config import EnvArguments as EnvArguments
+from .config import EnvConfig as EnvConfig
+from .core import Action as Action
+from .core import SkipCore as SkipCore
+from .observation import ObservationLayout as ObservationLayout
+from .sb3 import SkipVecEnv as SkipVecEnv
+from .sb3 import make_sb3_env as make_sb3_env
+from .single import SkipEnv as SkipEnv
+from .vector import SkipVectorEnv as SkipVectorEnv

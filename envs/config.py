@@ -1,0 +1,138 @@
+"""The environment's arguments: JSON values, checked once, with the nearest valid name in every error."""
+
+import functools
+import math
+import multiprocessing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict, get_args
+
+import torch
+
+from ..backbone import Backbone, Dataset, load_backbone, load_dataset
+from ..backbone.datasets import Split
+from ..backbone.protocol import ActionUnit
+from ..backbone.registry import unknown_name
+from .observation import ObservationKind
+from .reward import COSTS, TASK_REWARDS
+
+Order = Literal["random", "sequential"]
+
+
+class EnvArguments(TypedDict, total=False):
+    """Keyword arguments of `gym.make("ViTSkip-v0", ...)`; meanings and defaults in `EnvConfig`."""
+
+    dataset: str
+    data_root: str | None
+    split: Split
+    backbone: str
+    device: str
+    observation: ObservationKind
+    reward: str
+    cost: str
+    cost_weight: float
+    action_unit: ActionUnit
+    order: Order
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Checked arguments of the decision process.
+
+    Attributes:
+        dataset: name of a registered data set; "digits" is embedded.
+        data_root: folder of the data set, where it lives in files.
+        split: "train", "validation" or "test".
+        backbone: name of a registered backbone.
+        device: where the backbone runs, as PyTorch names it.
+        observation: "belief" (what the head says now, depth, compute) or "tokens" (and the tokens' summary).
+        reward: task reward at the end of the episode, a name in `TASK_REWARDS`.
+        cost: price of a block, a name in `COSTS`.
+        cost_weight: what running every block costs, in units of the task reward; at least 0.
+        action_unit: "block" (L decisions) or "half" (2L: attention and MLP apart).
+        order: "random" images, or "sequential" through the split.
+
+    Raises:
+        ValueError: for a value outside these.
+    """
+
+    dataset: str = "digits"
+    data_root: str | None = None
+    split: Split = "train"
+    backbone: str = "digits-vit12"
+    device: str = "cpu"
+    observation: ObservationKind = "belief"
+    reward: str = "correct"
+    cost: str = "macs"
+    cost_weight: float = 0.1
+    action_unit: ActionUnit = "block"
+    order: Order = "random"
+
+    def __post_init__(self) -> None:
+        choices = {
+            "split": get_args(Split),
+            "observation": get_args(ObservationKind),
+            "reward": tuple(TASK_REWARDS),
+            "cost": tuple(COSTS),
+            "action_unit": get_args(ActionUnit),
+            "order": get_args(Order),
+        }
+        for argument, valid in choices.items():
+            if getattr(self, argument) not in valid:
+                raise unknown_name(argument, getattr(self, argument), valid)
+        if isinstance(self.cost_weight, bool) or not isinstance(self.cost_weight, int | float):
+            raise ValueError(f"cost_weight: expected a number of at least 0, got {self.cost_weight!r}")
+        if not math.isfinite(self.cost_weight) or self.cost_weight < 0:
+            raise ValueError(f"cost_weight: expected a finite number of at least 0, got {self.cost_weight}")
+        for argument in ("dataset", "backbone", "device"):
+            if not isinstance(getattr(self, argument), str):
+                raise ValueError(f"{argument}: expected a name (a string), got {getattr(self, argument)!r}")
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> "EnvConfig":
+        """Check keyword arguments; ValueError names the nearest valid argument for an unknown one."""
+        valid = [field.name for field in fields(cls)]
+        for argument in arguments:
+            if argument not in valid:
+                raise unknown_name("environment argument", argument, [*valid, "render_mode"])
+        return cls(**arguments)
+
+    def load_dataset(self) -> Dataset:
+        """The split, shared by all environments of this process."""
+        return _shared_dataset(self.dataset, self.split, self.data_root)
+
+    def load_backbone(self) -> Backbone:
+        """The frozen backbone on its device, shared by all environments of this process."""
+        return _shared_backbone(self.backbone, str(check_device(self.device)))
+
+
+def check_device(name: str) -> torch.device:
+    """Parse a device, and refuse one that cannot work here.
+
+    Raises:
+        ValueError: if the name is no device, if CUDA is missing, or if CUDA is asked for in a forked worker.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f'device: expected a PyTorch device such as "cpu" or "cuda:0", got {name!r}') from error
+    if device.type != "cuda":
+        return device
+    forked = multiprocessing.parent_process() is not None and multiprocessing.get_start_method() == "fork"
+    if forked:
+        raise ValueError(
+            f"device: expected \"cpu\" in a forked worker process, got {name!r}: CUDA does not survive a fork. "
+            'One process runs a batch faster: gym.make_vec("ViTSkip-v0", num_envs=..., device="cuda"); '
+            'or give AsyncVectorEnv context="spawn"'
+        )
+    if not torch.cuda.is_available():
+        raise ValueError(f'device: expected "cpu", as PyTorch finds no CUDA device here, got {name!r}')
+    return device
+
+
+_shared_dataset = functools.lru_cache(maxsize=6)(load_dataset)
+
+
+@functools.lru_cache(maxsize=6)
+def _shared_backbone(name: str, device: str) -> Backbone:
+    return load_backbone(name).to(device).eval().requires_grad_(False)

@@ -1,0 +1,206 @@
+"""The decision process, once: a batch of images moves through the depth, and only rows that said RUN are computed."""
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..backbone import Backbone, Dataset, run_rows
+from ..backbone.protocol import num_units, unit_runner
+from .config import EnvConfig
+from .observation import ObservationLayout
+from .reward import COSTS, TASK_REWARDS, Outcome
+
+
+class Action(IntEnum):
+    """What to do with a block."""
+
+    SKIP = 0
+    RUN = 1
+
+
+class SkipCore:
+    """B episodes side by side. The faces in `single`, `vector` and `sb3` only translate.
+
+    Tokens and logits live on the backbone's device. Everything that follows from the actions alone (masks, MACs,
+    depth, cost) is kept on the host, so that a step needs one device-to-host read at most, the caller's.
+    Rows never influence one another. Rows at the same depth run together; after a partial reset rows are grouped
+    by depth.
+
+    Args:
+        backbone: ViT, in the mode and on the device where it shall run.
+        dataset: images to classify; moved to that device.
+        config: names of observation, reward and cost; `backbone`, `dataset` and `device` in it are not looked at.
+        num_envs: B.
+
+    Attributes:
+        layout: what stands where in an observation.
+        num_units: decisions per episode, U.
+        keep_mask: bool [B, U], units run so far.
+        unit_index: int64 [B], next unit to decide; U at the end.
+        image_index: int64 [B], the images.
+        logits: float32 [B, K] on the device, what the head says now.
+
+    Raises:
+        ValueError: if data set and backbone do not fit one another.
+    """
+
+    def __init__(self, backbone: Backbone, dataset: Dataset, config: EnvConfig, num_envs: int) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs: expected at least 1, got {num_envs}")
+        _check_fit(backbone, dataset)
+        self.backbone, self.config, self.num_envs = backbone, config, num_envs
+        self.num_units = num_units(backbone, config.action_unit)
+        self.layout = ObservationLayout.of(backbone, config.observation, config.action_unit)
+        self._run_unit = unit_runner(backbone, config.action_unit)
+        self._task = TASK_REWARDS[config.reward]
+        if self._task.includes_cost and not config.cost_weight > 0:
+            raise ValueError(f"cost_weight: expected more than 0 for reward {config.reward!r}, got 0")
+        self._macs = np.array(backbone.macs.units(config.action_unit), np.int64)
+        self._fixed_macs = backbone.macs.stem + backbone.macs.head
+        self._cost_share = COSTS[config.cost](backbone, config.action_unit)
+        self._price = 0.0 if self._task.includes_cost else config.cost_weight
+        self.device = next(backbone.parameters()).device
+        self.dataset = dataset
+        self._images, self._labels = dataset.images.to(self.device), dataset.labels.to(self.device)
+        self._full_logits: Tensor | None = None  # [N, K], filled as images appear
+        self._one_hot = np.eye(self.num_units + 1, self.num_units, dtype=np.float32)
+        self.keep_mask = np.zeros((num_envs, self.num_units), bool)
+        self.unit_index = np.full(num_envs, self.num_units)
+        self.image_index = np.zeros(num_envs, np.int64)
+        self.tokens = torch.zeros(num_envs, backbone.num_tokens, backbone.embed_dim, device=self.device)
+        self.logits = torch.zeros(num_envs, backbone.num_classes, device=self.device)
+
+    @property
+    def ended(self) -> NDArray[np.bool_]:
+        """[B], rows whose episode is over or has not begun."""
+        return self.unit_index == self.num_units
+
+    @torch.no_grad()
+    def reset(self, rows: NDArray[np.int64], image_index: NDArray[np.int64]) -> None:
+        """Begin an episode on some rows.
+
+        Args:
+            rows: int64 [R], without repeats.
+            image_index: int64 [R] in 0..N-1, the image of each.
+
+        Raises:
+            ValueError: if an image index is out of range.
+        """
+        if image_index.size and not (0 <= image_index.min() and image_index.max() < len(self.dataset)):
+            raise ValueError(f"image index: expected 0..{len(self.dataset) - 1}, got {image_index.tolist()}")
+        self.keep_mask[rows], self.unit_index[rows], self.image_index[rows] = False, 0, image_index
+        tokens = self.backbone.embed(self._images[self._to_device(image_index)])
+        if len(rows) == self.num_envs:
+            self.tokens = tokens if (rows[:-1] < rows[1:]).all() else tokens[self._to_device(np.argsort(rows))]
+            self.logits = self.backbone.classify(self.tokens)
+        else:
+            device_rows = self._to_device(rows)
+            self.tokens.index_copy_(0, device_rows, tokens)
+            self.logits.index_copy_(0, device_rows, self.backbone.classify(tokens))
+
+    @torch.no_grad()
+    def step(self, actions: NDArray[np.integer], active: NDArray[np.bool_] | None = None) -> Tensor:
+        """Skip or run the next unit of every active row.
+
+        Args:
+            actions: integers [B], SKIP or RUN; not looked at where a row is not active.
+            active: bool [B], rows that take part; all by default. None of them may have ended.
+
+        Returns:
+            Rewards, float32 [B] on the device; 0 where a row is not active.
+
+        Raises:
+            ValueError: if an action is neither SKIP nor RUN, or the shape is wrong.
+        """
+        active = np.ones(self.num_envs, bool) if active is None else active
+        run = self._checked(actions, active)
+        assert not (active & self.ended).any()
+        for unit in np.unique(self.unit_index[active & run]):
+            self._run(int(unit), np.flatnonzero(active & run & (self.unit_index == unit)))
+        rows = np.flatnonzero(active)
+        units = self.unit_index[rows]
+        self.keep_mask[rows, units] = run[rows]
+        cost = np.zeros(self.num_envs, np.float32)
+        cost[rows] = self._price * self._cost_share[units] * run[rows]
+        self.unit_index[rows] += 1
+        reward = self._to_device(-cost)
+        finished = active & self.ended
+        return reward + self._task_reward(finished) if finished.any() else reward
+
+    def observe(self) -> Tensor:
+        """Observations of all rows, float32 [B, O] on the device."""
+        spent = (self.keep_mask @ self._macs / self._macs.sum()).astype(np.float32)
+        progress = np.concatenate([self._one_hot[self.unit_index], spent[:, None]], 1)
+        return self.layout.observe(self.logits, self._to_device(progress), self.tokens)
+
+    def info(self) -> dict[str, NDArray[Any]]:
+        """What is known of all rows without asking the device, by key; see `SkipEnv` for their meaning."""
+        macs = self._fixed_macs + self.keep_mask @ self._macs
+        return {
+            "index": self.image_index.copy(),
+            "block_index": self.unit_index.copy(),
+            "macs": macs,
+            "macs_fraction": macs / (self._fixed_macs + int(self._macs.sum())),
+            "label": self.dataset.labels.numpy()[self.image_index],
+            "difficulty": self.dataset.difficulty.numpy()[self.image_index].astype(np.float64),
+            "keep_mask": self.keep_mask.copy(),
+        }
+
+    def _checked(self, actions: NDArray[np.integer], active: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iub":
+            raise ValueError(f"actions: expected integers [{self.num_envs}], got {actions.dtype} {actions.shape}")
+        wrong = active & (actions != Action.SKIP) & (actions != Action.RUN)
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise ValueError(f"actions: expected 0 (SKIP) or 1 (RUN), got {actions[row]} in row {row}")
+        return actions == Action.RUN
+
+    def _run(self, unit: int, rows: NDArray[np.int64]) -> None:
+        device_rows = self._to_device(rows)
+        self.tokens = run_rows(lambda active: self._run_unit(unit, active), self.tokens, device_rows)
+        if len(rows) == self.num_envs:
+            self.logits = self.backbone.classify(self.tokens)
+        else:
+            self.logits.index_copy_(0, device_rows, self.backbone.classify(self.tokens[device_rows]))
+
+    def _task_reward(self, finished: NDArray[np.bool_]) -> Tensor:
+        image_index = self._to_device(self.image_index)
+        full_logits = self._full_logits_of(self.image_index[finished]) if self._task.needs_full_logits else None
+        outcome = Outcome(
+            logits=self.logits.float(),
+            labels=self._labels[image_index],
+            full_logits=None if full_logits is None else full_logits[image_index],
+            kept_fraction=self._to_device(self.keep_mask.mean(1, dtype=np.float32)),
+            cost_weight=self.config.cost_weight,
+        )
+        return torch.where(self._to_device(finished), self._task.compute(outcome), 0.0)
+
+    def _full_logits_of(self, image_index: NDArray[np.int64]) -> Tensor:
+        """Table [N, K] of the full net's logits, complete for these images; NaN where never asked for."""
+        if self._full_logits is None:
+            shape = (len(self.dataset), self.backbone.num_classes)
+            self._full_logits = torch.full(shape, torch.nan, device=self.device)
+            self._known = np.zeros(len(self.dataset), bool)
+        missing = np.unique(image_index[~self._known[image_index]])
+        if missing.size:
+            rows = self._to_device(missing)
+            self._full_logits[rows] = self.backbone(self._images[rows]).float()
+            self._known[missing] = True
+        return self._full_logits
+
+    def _to_device(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def _check_fit(backbone: Backbone, dataset: Dataset) -> None:
+    size = (backbone.image_size, backbone.image_size)
+    if tuple(dataset.images.shape[2:]) != size or len(dataset.classes) != backbone.num_classes:
+        raise ValueError(
+            f"dataset: expected {size[0]}x{size[1]} images of {backbone.num_classes} classes, as the backbone takes, "
+            f"got {dataset.images.shape[2]}x{dataset.images.shape[3]} images of {len(dataset.classes)} classes"
+        )

@@ -1,0 +1,98 @@
+"""What the agent sees: the belief of the classifier head, the depth, the compute spent. Plain torch, no Gymnasium."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..backbone.protocol import ActionUnit, Backbone, num_units
+
+ObservationKind = Literal["belief", "tokens"]
+
+MAX_CLASSES = 10  # beyond this many classes the belief holds the sorted top-k
+LOGIT_SCALE = 10.0  # the top probability's logit is divided by this and clipped to [-1, 1]
+
+
+@dataclass(frozen=True)
+class ObservationLayout:
+    """Where everything stands in the flat observation [O], in this order.
+
+    probabilities (P) | scaled logit of the top one, entropy / log K, top-two margin (3) | one-hot of the next unit,
+    all zero at the end (U) | share of the units' MACs spent (1) | with "tokens": layer-normed class token (D) and
+    layer-normed mean patch token (D).
+
+    Attributes:
+        kind: "belief" or "tokens".
+        num_classes: classes K.
+        num_units: decisions U per episode.
+        embed_dim: token width D.
+        num_prefix_tokens: leading tokens that are not patches.
+    """
+
+    kind: ObservationKind
+    num_classes: int
+    num_units: int
+    embed_dim: int
+    num_prefix_tokens: int
+
+    @classmethod
+    def of(cls, backbone: Backbone, kind: ObservationKind, action_unit: ActionUnit) -> "ObservationLayout":
+        """The layout for a backbone."""
+        units = num_units(backbone, action_unit)
+        return cls(kind, backbone.num_classes, units, backbone.embed_dim, backbone.num_prefix_tokens)
+
+    @property
+    def probabilities(self) -> slice:
+        return slice(0, min(self.num_classes, MAX_CLASSES))
+
+    @property
+    def depth(self) -> slice:
+        start = self.probabilities.stop + 3
+        return slice(start, start + self.num_units)
+
+    @property
+    def size(self) -> int:
+        """Length O of the observation."""
+        return self.depth.stop + 1 + (2 * self.embed_dim if self.kind == "tokens" else 0)
+
+    @property
+    def bound(self) -> float:
+        """Largest absolute value an observation can have: a layer-normed vector is at most sqrt(D) long."""
+        return math.sqrt(self.embed_dim) if self.kind == "tokens" else 1.0
+
+    def observe(
+        self, logits: Float[Tensor, "B K"], progress: Float[Tensor, "B U1"], tokens: Float[Tensor, "B N D"]
+    ) -> Float[Tensor, "B O"]:
+        """Assemble the observation.
+
+        Args:
+            logits: what the head says of the tokens now.
+            progress: one-hot of the next unit and share of MACs spent, U + 1 columns.
+            tokens: the current tokens; read with "tokens" only.
+        """
+        parts = [belief(logits), progress]
+        if self.kind == "tokens":
+            patches = tokens[:, self.num_prefix_tokens :].mean(1)
+            parts += [F.layer_norm(summary, (self.embed_dim,)) for summary in (tokens[:, 0], patches)]
+        return torch.cat(parts, 1)
+
+
+def belief(logits: Float[Tensor, "B K"]) -> Float[Tensor, "B P3"]:
+    """Probabilities (sorted top ten beyond ten classes), scaled top logit, entropy / log K, top-two margin.
+
+    Returns:
+        float32 in [-1, 1], min(K, 10) + 3 columns.
+    """
+    num_classes = logits.shape[1]
+    log_probabilities = logits.float().log_softmax(1)
+    probabilities = log_probabilities.exp()
+    top = probabilities.topk(min(num_classes, MAX_CLASSES), 1).values
+    first, second = top[:, :1], top[:, 1:2]
+    scaled_logit = (first.logit(1e-6) / LOGIT_SCALE).clamp(-1, 1)
+    entropy = -(probabilities * log_probabilities).sum(1, keepdim=True) / math.log(num_classes)
+    shown = probabilities if num_classes <= MAX_CLASSES else top
+    return torch.cat([shown, scaled_logit, entropy.clamp(0, 1), first - second], 1)

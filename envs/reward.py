@@ -1,0 +1,106 @@
+"""Rewards: a task term at the end of the episode, minus a price for every block that runs.
+
+With share_u the cost share of unit u (the shares sum to 1), the return of an episode is
+
+    task(logits, label, ...) - cost_weight * sum_u a_u share_u
+
+`blockdrop` is the exception: its formula holds the compute already, so its blocks cost nothing on the way.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..backbone.protocol import ActionUnit, Backbone
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of B episodes.
+
+    Attributes:
+        logits: of the path taken, float32 [B, K].
+        labels: int64 [B].
+        full_logits: of the full net on the same images, float32 [B, K]; None unless the reward asks for it.
+        kept_fraction: units run over units, float32 [B].
+        cost_weight: as in the environment.
+    """
+
+    logits: Float[Tensor, "B K"]
+    labels: Int64[Tensor, " B"]
+    full_logits: Float[Tensor, "B K"] | None
+    kept_fraction: Float[Tensor, " B"]
+    cost_weight: float
+
+
+@dataclass(frozen=True)
+class TaskReward:
+    """A task term by name.
+
+    Attributes:
+        compute: maps outcomes to rewards [B].
+        needs_full_logits: whether the full net must run on the image too.
+        includes_cost: whether the formula prices the compute, so that steps do not.
+    """
+
+    compute: Callable[[Outcome], Float[Tensor, " B"]]
+    needs_full_logits: bool = False
+    includes_cost: bool = False
+
+
+def correct(outcome: Outcome) -> Float[Tensor, " B"]:
+    """1 if the prediction is the label, else 0."""
+    return (outcome.logits.argmax(1) == outcome.labels).float()
+
+
+def margin(outcome: Outcome) -> Float[Tensor, " B"]:
+    """Probability of the label minus the largest other probability, in [-1, 1]."""
+    probabilities = outcome.logits.softmax(1)
+    labels = outcome.labels[:, None]
+    rivals = probabilities.scatter(1, labels, -1.0).amax(1)
+    return probabilities.gather(1, labels)[:, 0] - rivals
+
+
+def logprob(outcome: Outcome) -> Float[Tensor, " B"]:
+    """Log-probability of the label [nats], at most 0."""
+    return outcome.logits.log_softmax(1).gather(1, outcome.labels[:, None])[:, 0]
+
+
+def kl(outcome: Outcome) -> Float[Tensor, " B"]:
+    """Minus the Kullback-Leibler divergence KL(full net || path taken) [nats], at most 0 up to rounding."""
+    if outcome.full_logits is None:
+        raise ValueError("full_logits: expected the full net's logits for the reward 'kl', got None")
+    full = outcome.full_logits.log_softmax(1)
+    return -(full.exp() * (full - outcome.logits.log_softmax(1))).sum(1)
+
+
+def blockdrop(outcome: Outcome) -> Float[Tensor, " B"]:
+    """1 - (blocks run / blocks)^2 if correct, else minus a penalty (BlockDrop, Wu et al., 2018, equation 2).
+
+    The penalty is 1 / cost_weight, so that a larger `cost_weight` means fewer blocks here too.
+    """
+    penalty = 1 / outcome.cost_weight
+    return torch.where(correct(outcome) > 0, 1 - outcome.kept_fraction**2, -penalty)
+
+
+TASK_REWARDS: dict[str, TaskReward] = {
+    "correct": TaskReward(correct),
+    "margin": TaskReward(margin),
+    "logprob": TaskReward(logprob),
+    "kl": TaskReward(kl, needs_full_logits=True),
+    "blockdrop": TaskReward(blockdrop, includes_cost=True),
+}
+
+
+def macs_cost(backbone: Backbone, action_unit: ActionUnit) -> NDArray[np.float64]:
+    """Share of each unit in the MACs of all units, [U], summing to 1."""
+    macs = np.array(backbone.macs.units(action_unit), np.float64)
+    return macs / macs.sum()
+
+
+COSTS: dict[str, Callable[[Backbone, ActionUnit], NDArray[np.float64]]] = {"macs": macs_cost}

@@ -1,0 +1,100 @@
+"""Our ViT: its pieces make up its forward, and wrong sizes are refused."""
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+from torch import Tensor
+from vitskip.backbone.protocol import Backbone, num_units, to_float_images, unit_runner
+from vitskip.backbone.vit import ViT
+
+
+@pytest.mark.parametrize("action_unit", ["block", "half"])
+def test_pieces_make_up_the_forward(tiny_vit: ViT, tiny_images: Tensor, action_unit: str) -> None:
+    run = unit_runner(tiny_vit, action_unit)
+    tokens = tiny_vit.embed(tiny_images)
+    for index in range(num_units(tiny_vit, action_unit)):
+        tokens = run(index, tokens)
+    assert torch.equal(tiny_vit.classify(tokens), tiny_vit(tiny_images))
+
+
+def test_every_piece_changes_every_row_and_not_its_input(tiny_vit: ViT, tiny_images: Tensor) -> None:
+    tokens = tiny_vit.embed(tiny_images)
+    before = tokens.clone()
+    outputs = [tiny_vit.run_half_block(index, tokens) for index in range(8)]
+    assert torch.equal(tokens, before)
+    for output in outputs:
+        assert (output - tokens).flatten(1).norm(dim=1).min() > 0.1
+    assert (torch.pdist(torch.stack(outputs).flatten(1)) > 0.1).all()  # no two half-blocks are the same
+
+
+def test_attention_mixes_tokens_and_mlp_does_not(tiny_vit: ViT, tiny_images: Tensor) -> None:
+    tokens = tiny_vit.embed(tiny_images)
+    changed = tokens.clone()
+    changed[:, -1] = changed[:, -1].flip(-1)  # adding a constant would vanish in the layer norm
+    attention, mlp = (
+        (tiny_vit.run_half_block(index, changed) - tiny_vit.run_half_block(index, tokens))[:, :-1].abs().max()
+        for index in (0, 1)
+    )
+    assert attention > 1e-3
+    assert mlp == 0
+
+
+def test_attributes_describe_the_tensors(tiny_vit: ViT, tiny_images: Tensor) -> None:
+    assert isinstance(tiny_vit, Backbone)
+    assert tiny_vit.embed(tiny_images).shape == (6, tiny_vit.num_tokens, tiny_vit.embed_dim) == (6, 5, 16)
+    assert tiny_vit(tiny_images).shape == (6, tiny_vit.num_classes)
+    assert (tiny_vit.depth, tiny_vit.num_prefix_tokens, tiny_vit.image_size) == (4, 1, 32)
+
+
+@pytest.mark.parametrize(("image_size", "patch_size", "num_tokens"), [(32, 8, 17), (16, 16, 2), (24, 8, 10)])
+def test_num_tokens_counts_patches_and_class_token(image_size: int, patch_size: int, num_tokens: int) -> None:
+    vit = ViT(image_size=image_size, patch_size=patch_size, embed_dim=8, depth=1, num_heads=1)
+    assert vit.num_tokens == num_tokens == vit.embed(torch.rand(2, 3, image_size, image_size)).shape[1]
+
+
+def test_the_class_token_comes_first(tiny_vit: ViT, tiny_images: Tensor) -> None:
+    tokens = tiny_vit.embed(tiny_images)
+    assert torch.equal(tokens[:, 0], tokens[:1, 0].expand(6, -1))  # the same whatever the image
+    assert not torch.equal(tokens[:, 1], tokens[:1, 1].expand(6, -1))
+    changed = tokens.clone()
+    changed[:, 1:] = 0
+    assert torch.equal(tiny_vit.classify(changed), tiny_vit.classify(tokens))
+
+
+def test_uint8_images_equal_their_float_images(tiny_vit: ViT) -> None:
+    images = torch.arange(256, dtype=torch.uint8).repeat(12).view(1, 3, 32, 32)
+    torch.testing.assert_close(tiny_vit(images), tiny_vit(images / 255))
+    assert to_float_images(images).max() == 1
+
+
+def test_uint8_images_work_in_half_precision(tiny_vit: ViT) -> None:
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    assert tiny_vit.bfloat16()(images).dtype == torch.bfloat16
+
+
+def test_integer_images_are_refused(tiny_vit: ViT) -> None:
+    with pytest.raises(ValueError, match=r"expected uint8, or floating point.*int64"):
+        tiny_vit(torch.zeros(1, 3, 32, 32, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("size", [(16, 64), (47, 32), (64, 64)])  # the first two make four patches as well
+def test_images_of_another_size_are_refused(tiny_vit: ViT, size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"expected \[B, 3, 32, 32\], got \(1, 3, "):
+        tiny_vit(torch.rand(1, 3, *size))
+
+
+def test_sizes_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="image_size: expected a multiple of patch_size 8, got 30"):
+        ViT(image_size=30, patch_size=8)
+    with pytest.raises(ValueError, match="patch_size: expected a power of two from 2 on, got 12"):
+        ViT(image_size=36, patch_size=12)
+    with pytest.raises(ValueError, match="embed_dim: expected a multiple of num_heads 3, got 16"):
+        ViT(embed_dim=16, num_heads=3)
+
+
+def test_shapes_are_checked_at_run_time(tiny_vit: ViT) -> None:
+    """The import hook of conftest.py is at work; without it every shape in a signature is a mere comment."""
+    with pytest.raises(TypeCheckError, match="B 3 H W"):
+        tiny_vit.embed(torch.rand(1, 4, 32, 32))
+    with pytest.raises(TypeCheckError, match="B N D"):
+        tiny_vit.run_block(0, torch.rand(5, 16))
