@@ -30,7 +30,7 @@ pretrain: setup ## train the backbone to tolerate skipping (ARGS="...")
 bench: setup ## measure the environment's steps per second (ARGS="...")
 	$(BIN)/python -m vitskip.eval.env_speed $(ARGS)
 
-test: setup ## run the fast tests (ARGS="tests/test_macs.py -k name")
+test: setup ## run the fast tests (ARGS="-x tests/test_macs.py")
 	$(BIN)/pytest $(ARGS)
 
 test-slow: setup ## run the tests that train for minutes

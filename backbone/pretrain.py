@@ -5,6 +5,7 @@ sees every depth from one block to all; kept rows only are computed, and a kept 
 rate, so that a skip in training is the skip of deployment.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,10 +27,12 @@ class PretrainResult:
     Attributes:
         steps: optimiser steps.
         loss: mean training loss over the last 100 steps.
+        seconds: wall time.
     """
 
     steps: int
     loss: float
+    seconds: float
 
 
 def sample_keep_mask(batch_size: int, depth: int, full_share: float, generator: torch.Generator) -> Bool[Tensor, "B L"]:
@@ -98,6 +101,7 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.15)
     device = next(vit.parameters()).device
     losses: list[float] = []
+    start = time.perf_counter()
     vit.train()
     with tqdm(total=steps, desc="pretrain", unit="step", mininterval=1) as progress:
         for rows in _batches(len(train), batch_size, epochs, generator):
@@ -114,7 +118,8 @@ def pretrain(
             progress.set_postfix(loss=f"{sum(losses[-100:]) / len(losses[-100:]):.3f}", refresh=False)
             progress.update()
     vit.eval()
-    return PretrainResult(steps=steps, loss=sum(losses[-100:]) / len(losses[-100:]))
+    recent = losses[-100:]
+    return PretrainResult(steps=steps, loss=sum(recent) / len(recent), seconds=time.perf_counter() - start)
 
 
 def _batches(count: int, batch_size: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ import functools
 import math
 import multiprocessing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypedDict, get_args
 
 import torch
@@ -96,6 +96,10 @@ class EnvConfig:
             if argument not in valid:
                 raise unknown_name("environment argument", argument, [*valid, "render_mode"])
         return cls(**arguments)
+
+    def arguments(self) -> EnvArguments:
+        """The same as keyword arguments of the environment."""
+        return EnvArguments(**asdict(self))
 
     def load_dataset(self) -> Dataset:
         """The split, shared by all environments of this process."""

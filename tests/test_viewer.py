@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from vitskip.envs.viewer import HEIGHT, WIDTH, Frame, draw_ansi, draw_rgb, draw_strip
 
 RUN, ACCENT = (0x23, 0x50, 0x9B), (0xF2, 0x8A, 0x1C)
@@ -96,6 +97,9 @@ def test_half_units_are_stacked() -> None:
     mlp = changed(ran, make_frame((True, False) + (True,) * 6, action_unit="half"))[ROWS_OF_BLOCKS]
     assert np.flatnonzero(attention.any(1)).max() < np.flatnonzero(mlp.any(1)).mean()
     assert np.flatnonzero(mlp.any(1)).min() > np.flatnonzero(attention.any(1)).mean()
+    picture = draw_rgb(ran)[:, 256:326]
+    assert (picture[90:118] == ACCENT).all(-1).any()  # the token enters both halves
+    assert (picture[130:158] == ACCENT).all(-1).any()
 
 
 def test_boxes_and_the_token_show_the_decisions() -> None:

@@ -39,6 +39,22 @@ def test_attention_mixes_tokens_and_mlp_does_not(tiny_vit: ViT, tiny_images: Ten
     assert mlp == 0
 
 
+def test_a_block_equals_torchs_own_pre_norm_layer(tiny_vit: ViT, tiny_images: Tensor) -> None:
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 64, 0.0, "gelu", batch_first=True, norm_first=True)
+    ours = tiny_vit.blocks[1].state_dict()
+    names = {
+        "attention_norm.": "norm1.",
+        "attention.qkv.": "self_attn.in_proj_",
+        "attention.projection.": "self_attn.out_proj.",
+        "mlp_norm.": "norm2.",
+        "mlp.expand.": "linear1.",
+        "mlp.contract.": "linear2.",
+    }
+    layer.load_state_dict({names[key[: key.rindex(".") + 1]] + key.rpartition(".")[2]: ours[key] for key in ours})
+    tokens = tiny_vit.embed(tiny_images)
+    torch.testing.assert_close(tiny_vit.run_block(1, tokens), layer(tokens))
+
+
 def test_attributes_describe_the_tensors(tiny_vit: ViT, tiny_images: Tensor) -> None:
     assert isinstance(tiny_vit, Backbone)
     assert tiny_vit.embed(tiny_images).shape == (6, tiny_vit.num_tokens, tiny_vit.embed_dim) == (6, 5, 16)

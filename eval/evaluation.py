@@ -1,0 +1,65 @@
+"""`vitskip evaluate`: a run against the dense network and every baseline at equal compute."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..agents.dynamic_vit import DynamicViT
+from ..agents.static_masks import StaticMasks, enumerate_static_masks
+from ..backbone import Backbone, Dataset
+from .measurement import Measurement, measure
+from .rivals import Rivals
+from .statistics import paired_test
+
+ENUMERABLE_DEPTH = 12
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A network and its rivals on the test part.
+
+    Attributes:
+        dense: the full network.
+        net: the network evaluated.
+        rivals: baselines at its compute, by name.
+    """
+
+    dense: Measurement
+    net: Measurement
+    rivals: dict[str, Measurement]
+
+    def rows(self, name: str) -> dict[str, Measurement]:
+        """All of them by name, for a table."""
+        return {"run-all (dense)": self.dense, name: self.net, **self.rivals}
+
+    def summary(self) -> dict[str, Any]:
+        """JSON values: every network's numbers, and paired tests of `net` against each other one."""
+        others = {"dense": self.dense, **self.rivals}
+        return {
+            "net": self.net.summary(),
+            "dense": self.dense.summary(),
+            "rivals": {name: rival.summary() for name, rival in self.rivals.items()},
+            "net_minus": {name: asdict(paired_test(self.net.correct, other.correct)) for name, other in others.items()},
+            "no_worse_than_dense_by_half_a_point": paired_test(self.net.correct, self.dense.correct).no_worse(),
+        }
+
+
+def evaluate(net: DynamicViT, validation: Dataset, test: Dataset, static_masks: StaticMasks | None = None) -> Evaluation:
+    """Measure a network on test, beside the dense network and every baseline at equal compute.
+
+    Args:
+        net: the network.
+        validation: where the baselines' thresholds and masks are chosen.
+        test: touched by this alone.
+        static_masks: from `validation_masks`; without it the best static mask is left out.
+    """
+    rivals = Rivals(net, validation, test, static_masks)
+    on_validation = measure(net, validation, description="validation")
+    on_test = measure(net, test, description="test")
+    return Evaluation(rivals.dense(), on_test, rivals.at(on_validation.macs.mean(), on_test.macs.mean()))
+
+
+def validation_masks(backbone: Backbone, validation: Dataset, images: int = 256) -> StaticMasks | None:
+    """Every static mask on the first validation images; None for backbones of more than 12 blocks."""
+    if backbone.depth > ENUMERABLE_DEPTH:
+        return None
+    return enumerate_static_masks(backbone, validation.images[:images], validation.labels[:images])

@@ -1,0 +1,64 @@
+"""Results as pictures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ..agents.dynamic_vit import DynamicViT
+from ..backbone import Dataset
+from ..envs.config import EnvConfig
+from ..envs.core import SkipCore
+from ..envs.single import episode_frame
+from ..envs.viewer import draw_strip
+
+Point = tuple[float, float]  # MACs fraction, accuracy
+
+
+def draw_reward_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Return, accuracy and compute over environment steps, one line per agent."""
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    panels = figure.subplots(1, 3)
+    titles = {"episode_return": "episode return", "success_rate": "accuracy", "macs_fraction": "MACs over dense"}
+    for axes, (column, title) in zip(panels, titles.items(), strict=True):
+        for name, curve in curves.items():
+            axes.plot(np.array(curve["timesteps"]) / 1e6, curve[column], label=name)
+        axes.set(title=title, xlabel="environment steps [millions]")
+        axes.grid(alpha=0.3)
+    panels[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def draw_accuracy_over_compute(
+    points: Mapping[str, Sequence[Point]], path: Path, *, lines: Sequence[str] = ()
+) -> None:
+    """Accuracy over compute, one colour per network; names in `lines` are joined in order of compute."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for name, values in points.items():
+        macs, accuracy = 100 * np.array(sorted(values)).T
+        axes.plot(macs, accuracy, "o-" if name in lines else "D", label=name, markersize=4 if name in lines else 8)
+    axes.set(xlabel="compute, policy included [% of dense MACs]", ylabel="test accuracy [%]")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+def draw_episodes(net: DynamicViT, dataset: Dataset, index: Sequence[int], path: Path) -> None:
+    """The ends of some episodes, one below the other, as the environment renders them.
+
+    Args:
+        net: whose decisions to show.
+        dataset: where the images are.
+        index: which images.
+        path: PNG file to write.
+    """
+    rows = np.arange(len(index))
+    config = EnvConfig(observation=net.policy.layout.kind, action_unit=net.action_unit)
+    core = SkipCore(net.backbone, dataset, config, len(rows))
+    core.reset(rows, np.array(index, np.int64))
+    for _ in range(core.num_units):
+        core.step(net.policy.decide(core.observe()).cpu().numpy())
+    Image.fromarray(draw_strip([episode_frame(core, int(row)) for row in rows])).save(path, optimize=True)

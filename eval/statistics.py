@@ -1,0 +1,67 @@
+"""Statistics for paired comparisons on the same images."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from scipy.stats import binomtest, rankdata
+
+RESAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Accuracy of A minus accuracy of B on the same images.
+
+    Attributes:
+        difference: in [-1, 1].
+        low: lower end of the 95% bootstrap interval.
+        high: upper end.
+        p_value: of McNemar's exact test that both err equally often.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+    def no_worse(self, margin: float = 0.005) -> bool:
+        """Whether A loses less than `margin` to B with 97.5% confidence (non-inferiority)."""
+        return self.low > -margin
+
+
+def paired_test(
+    correct_a: Bool[NDArray[np.bool_], " N"], correct_b: Bool[NDArray[np.bool_], " N"], seed: int = 0
+) -> PairedTest:
+    """Compare two classifiers image by image.
+
+    Args:
+        correct_a: where A is right.
+        correct_b: where B is right, on the same images in the same order.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: if the lengths differ.
+    """
+    if correct_a.shape != correct_b.shape:
+        raise ValueError(f"correct_b: expected shape {correct_a.shape}, got {correct_b.shape}")
+    only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
+    count = len(correct_a)
+    shares = np.array([only_a, only_b, count - only_a - only_b]) / count
+    draws = np.random.default_rng(seed).multinomial(count, shares, RESAMPLES)  # the bootstrap of a three-valued score
+    low, high = np.quantile((draws[:, 0] - draws[:, 1]) / count, [0.025, 0.975])
+    p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return PairedTest((only_a - only_b) / count, float(low), float(high), p_value)
+
+
+def rank_correlation(x: Float[NDArray[np.floating], " N"], y: Float[NDArray[np.floating], " N"]) -> float:
+    """Spearman's correlation; NaN if either is constant or holds NaN."""
+    if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+
+
+def geometric_mean(values: Float[NDArray[np.floating], " N"]) -> float:
+    """Geometric mean of positive numbers."""
+    return float(np.exp(np.log(values).mean()))

@@ -1,0 +1,84 @@
+"""Results as text for people: rich tables."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from rich.table import Table
+
+from .depth import BANDS, DepthProfile
+from .measurement import Measurement
+from .statistics import PairedTest, paired_test
+from .throughput import Benchmark
+
+
+def depth_table(profile: DepthProfile) -> Table:
+    """Accuracy of the first k blocks, by difficulty."""
+    table = Table(title="accuracy of the first k blocks, by difficulty [%]")
+    for heading in ("blocks", "all", *(f"{b / BANDS:.1f} to {(b + 1) / BANDS:.1f}" for b in range(BANDS))):
+        table.add_column(heading, justify="right")
+    for k, (accuracy, row) in enumerate(zip(profile.accuracy, profile.by_difficulty, strict=True)):
+        table.add_row(str(k), *(_percent(value) for value in (accuracy, *row)))
+    table.add_section()
+    needed = (f"{value:.2f}" for value in profile.blocks_needed)
+    table.add_row("needed", f"rank corr. {profile.correlation:.2f}", *needed)
+    return table
+
+
+def comparison_table(title: str, reference: Measurement, rows: Mapping[str, Measurement]) -> Table:
+    """One line per network: accuracy, compute, paths, and the paired test against the first one's images.
+
+    Args:
+        title: of the table.
+        reference: network that the differences are taken against.
+        rows: by name.
+    """
+    table = Table(title=title)
+    for heading in ("network", "accuracy [%]", "units", "MACs [%]", "paths", "corr. with difficulty"):
+        table.add_column(heading, justify="left" if heading == "network" else "right")
+    table.add_column("against run-all [points]", justify="right")
+    table.add_column("p", justify="right")
+    for name, row in rows.items():
+        test = paired_test(row.correct, reference.correct)
+        table.add_row(
+            name,
+            _percent(row.accuracy),
+            f"{row.units_run:.2f}",
+            _percent(row.macs_fraction),
+            str(row.distinct_paths),
+            "-" if np.isnan(row.difficulty_correlation) else f"{row.difficulty_correlation:.2f}",
+            format_test(test),
+            f"{test.p_value:.3g}",
+        )
+    return table
+
+
+def benchmark_table(result: Benchmark) -> Table:
+    """One line per batch size, then mean, geometric mean and worst."""
+    table = Table(title="throughput, medians, dense and dynamic in turn on the same images")
+    for heading in ("batch", "dense [images/s]", "dynamic [images/s]", "speed-up", "quartiles", "ideal (MACs)"):
+        table.add_column(heading, justify="right")
+    for timing in result.timings:
+        low, high = timing.spread
+        table.add_row(
+            str(timing.batch_size),
+            f"{timing.dense_throughput:,.0f}",
+            f"{timing.dynamic_throughput:,.0f}",
+            f"{timing.speed_up:.2f}",
+            f"{low:.2f} to {high:.2f}",
+            f"{1 / timing.macs_fraction:.2f}",
+        )
+    summary = result.summary()
+    table.add_section()
+    table.add_row("mean", "", "", f"{summary['speed_up_mean']:.2f}")
+    table.add_row("geo. mean", "", "", f"{summary['speed_up_geometric_mean']:.2f}")
+    table.add_row("worst", "", "", f"{summary['speed_up_worst']:.2f}", f"batch {summary['worst_batch_size']}")
+    return table
+
+
+def format_test(test: PairedTest) -> str:
+    """Difference with its interval, in percentage points."""
+    return f"{100 * test.difference:+.2f} [{100 * test.low:+.2f}, {100 * test.high:+.2f}]"
+
+
+def _percent(share: float) -> str:
+    return "-" if np.isnan(share) else f"{100 * share:.1f}"
