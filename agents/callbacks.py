@@ -12,8 +12,10 @@ BANDS = 5  # rows of the skip map, from easy to hard
 
 
 class SkipStatistics(BaseCallback):
-    """Logs, for the episodes that ended in each rollout: MACs fraction, units run, run rate of each unit, distinct
-    paths, and every `figure_every` rollouts a skip map (run rate by unit and difficulty).
+    """Logs what skipping came to in the episodes that ended in each rollout.
+
+    MACs fraction, units run, run rate of each unit, distinct paths, and every `figure_every` rollouts a skip map
+    (run rate by unit and difficulty).
 
     Args:
         figure_every: rollouts between skip maps.

@@ -48,6 +48,8 @@ class DynamicViT(nn.Module):
         ValueError: if the policy was made for another backbone, or the mode is unknown.
     """
 
+    _one_hot: Tensor  # [U, U]
+
     def __init__(
         self, backbone: Backbone, policy: Policy, *, action_unit: ActionUnit = "block", mode: Mode = "gather"
     ) -> None:
@@ -57,7 +59,9 @@ class DynamicViT(nn.Module):
             raise ValueError(f"policy: expected one for {expected}, got one for {policy.layout}")
         if mode not in get_args(Mode):
             raise unknown_name("mode", mode, get_args(Mode))
-        self.backbone, self.policy, self.action_unit, self.mode = backbone, policy, action_unit, mode
+        self.backbone, self.policy = backbone, policy
+        self.action_unit: ActionUnit = action_unit
+        self.mode: Mode = mode
         self.last_trace: Trace | None = None
         self._unit_macs = backbone.macs.units(action_unit)
         self.register_buffer("_one_hot", torch.eye(len(self._unit_macs)), persistent=False)

@@ -6,6 +6,7 @@ compared in the environment.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -37,6 +38,7 @@ class FixedMaskRule(nn.Module):
 
     samples = False
     macs = 0
+    keep: Tensor  # bool [U]
 
     def __init__(self, layout: ObservationLayout, keep: Sequence[bool]) -> None:
         super().__init__()
@@ -121,7 +123,7 @@ class MlpRule(nn.Module):
         self.arguments = {"widths": list(widths)}
         sizes = [layout.size, *widths]
         layers: list[nn.Module] = []
-        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.Tanh()]
         self.network = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
         self.macs = sum(layer.weight.numel() for layer in self.network if isinstance(layer, nn.Linear))

@@ -56,12 +56,16 @@ class Run:
         try:
             policy = Policy(self.rule, layout, **self.rule_arguments)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.path / 'run.json'}: expected a policy that fits the backbone, got: {error}") from error
+            raise ValueError(
+                f"{self.path / 'run.json'}: expected a policy that fits the backbone, got: {error}"
+            ) from error
         load_weights(self.path / "policy.safetensors", policy)
         return policy
 
 
-def write(path: Path, description: dict[str, Any], record: dict[str, Any], backbone: Backbone, policy: nn.Module) -> None:
+def write(
+    path: Path, description: dict[str, Any], record: dict[str, Any], backbone: Backbone, policy: nn.Module
+) -> None:
     """Write a run directory; `run.json` comes last, so that a folder that has it is complete."""
     path.mkdir(parents=True, exist_ok=True)
     save_weights(path / "backbone.safetensors", backbone)
@@ -79,7 +83,9 @@ def read(path: Path) -> Run:
     """
     file = path / "run.json"
     if not file.is_file():
-        raise FileNotFoundError(f"run directory: expected a folder with run.json, as `vitskip train` writes, got {path}")
+        raise FileNotFoundError(
+            f"run directory: expected a folder with run.json, as `vitskip train` writes, got {path}"
+        )
     try:
         values = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -88,7 +94,14 @@ def read(path: Path) -> Run:
         raise ValueError(f"{file}: expected a file with format {FORMAT!r}, got something else")
     if values.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{file}: expected format_version {FORMAT_VERSION}, got {values.get('format_version')!r}")
-    expected = {"backbone": str, "action_unit": str, "observation": str, "rule": str, "rule_arguments": dict, "record": dict}
+    expected = {
+        "backbone": str,
+        "action_unit": str,
+        "observation": str,
+        "rule": str,
+        "rule_arguments": dict,
+        "record": dict,
+    }
     for key, kind in expected.items():
         if not isinstance(values.get(key), kind):
             raise ValueError(f"{file}: expected {key!r} to be a {kind.__name__}, got {values.get(key)!r}")

@@ -11,7 +11,6 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from ..backbone.weights import save_weights
 from ..envs.config import EnvArguments, EnvConfig
 from ..envs.sb3 import make_sb3_env
-from . import run_directory
 from .algorithms import ALGORITHMS, extract_policy, make_agent
 from .callbacks import SkipStatistics
 from .dynamic_vit import DynamicViT

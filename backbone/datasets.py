@@ -1,5 +1,6 @@
 """Data sets by name: whole splits held as uint8 tensors."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +88,11 @@ def load_dataset(name: str, split: Split, data_root: str | Path | None = None) -
     return factory(split, root)
 
 
-def _load_digits(split: Split, data_root: Path | None) -> Dataset:
+def _load_digits(split: Split, data_root: Path | None, train_size: int | None = None) -> Dataset:
     del data_root  # embedded: scikit-learn ships the pixels
-    images, labels, difficulty = digits(split)
+    images, labels, difficulty = digits(split, train_size if split == "train" else None)
     return Dataset(images, labels, tuple("0123456789"), difficulty)
 
 
 register_dataset("digits", _load_digits)
+register_dataset("digits-60k", functools.partial(_load_digits, train_size=60_000))  # more canvases, for pretraining

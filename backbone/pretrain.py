@@ -65,7 +65,7 @@ def pretrain(
     train: Dataset,
     *,
     epochs: int,
-    batch_size: int = 256,
+    batch_size: int = 128,
     learning_rate: float = 2e-3,
     weight_decay: float = 0.05,
     label_smoothing: float = 0.05,

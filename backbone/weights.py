@@ -58,5 +58,7 @@ def load_weights(path: Path, module: HasState) -> None:
     problems += [f"{name} is not finite" for name, tensor in stored.items() if not torch.isfinite(tensor).all()]
     if problems:
         shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
-        raise ValueError(f"weights: expected the tensors of this network in {path}, got {len(problems)} that do not fit: {shown}")
+        raise ValueError(
+            f"weights: expected the tensors of this network in {path}, got {len(problems)} that do not fit: {shown}"
+        )
     module.load_state_dict({name: stored[name].to(tensor.dtype) for name, tensor in expected.items()})

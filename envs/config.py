@@ -125,7 +125,7 @@ def check_device(name: str) -> torch.device:
     forked = multiprocessing.parent_process() is not None and multiprocessing.get_start_method() == "fork"
     if forked:
         raise ValueError(
-            f"device: expected \"cpu\" in a forked worker process, got {name!r}: CUDA does not survive a fork. "
+            f'device: expected "cpu" in a forked worker process, got {name!r}: CUDA does not survive a fork. '
             'One process runs a batch faster: gym.make_vec("ViTSkip-v0", num_envs=..., device="cuda"); '
             'or give AsyncVectorEnv context="spawn"'
         )

@@ -90,7 +90,7 @@ class SkipCore:
         Raises:
             ValueError: if an image index is out of range.
         """
-        if image_index.size and not (0 <= image_index.min() and image_index.max() < len(self.dataset)):
+        if image_index.size and not (image_index.min() >= 0 and image_index.max() < len(self.dataset)):
             raise ValueError(f"image index: expected 0..{len(self.dataset) - 1}, got {image_index.tolist()}")
         self.keep_mask[rows], self.unit_index[rows], self.image_index[rows] = False, 0, image_index
         tokens = self.backbone.embed(self._images[self._to_device(image_index)])

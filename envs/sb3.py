@@ -57,15 +57,12 @@ class SkipVecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         transition = self._episodes.step(self._actions)
         final = transition.final
-        if final is None:
-            observation, reward = to_host(transition.now.observation, transition.reward)
-        else:
-            observation, reward, final_observation, prediction = to_host(
-                transition.now.observation, transition.reward, final.observation, final.prediction
-            )
+        ended = () if final is None else (final.observation, final.prediction)
+        observation, reward, *last = to_host(transition.now.observation, transition.reward, *ended)
         self._returns += reward
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if final is not None:
+            final_observation, prediction = last
             columns = final.full_info(prediction.astype(np.int64))
             self._fill_infos(infos, np.flatnonzero(transition.terminated), columns, final_observation)
         return observation, reward, transition.terminated, infos

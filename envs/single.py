@@ -18,7 +18,7 @@ from .viewer import Frame, draw_ansi, draw_rgb
 ROW = np.zeros(1, np.int64)
 
 
-class SkipEnv(gym.Env[NDArray[np.float32], np.int64], EzPickle):
+class SkipEnv(gym.Env[NDArray[Any], np.int64], EzPickle):
     """Decide for each block of a Vision Transformer whether to run or skip it, one image per episode.
 
     ## Description

@@ -95,9 +95,7 @@ def _draw(out: Path, runs: dict[str, TrainResult], evaluations: dict[str, Evalua
         for name, measurement in rivals.at(target, target).items():
             curves.setdefault(name, []).append(measurement)
     agents = {name.upper(): [evaluation.net] for name, evaluation in evaluations.items()}
-    points = {
-        name: [(row.macs_fraction, row.accuracy) for row in rows] for name, rows in {**curves, **agents}.items()
-    }
+    points = {name: [(row.macs_fraction, row.accuracy) for row in rows] for name, rows in {**curves, **agents}.items()}
     draw_accuracy_over_compute(points, out / "accuracy_over_compute.png", lines=tuple(curves))
     net: DynamicViT = runs["ppo"].net
     index = np.argsort(rivals.test.difficulty[:500].numpy())[:: 500 // SHOWN][:SHOWN].tolist()
@@ -106,7 +104,16 @@ def _draw(out: Path, runs: dict[str, TrainResult], evaluations: dict[str, Evalua
 
 def _table(evaluations: dict[str, Evaluation], timings: dict[str, Benchmark]) -> Table:
     table = Table(title="test images: agents, and every baseline at each agent's compute")
-    for heading in ("network", "accuracy [%]", "blocks", "MACs [%]", "images/s at 1", "at 256", "speed-up at 1", "at 256"):
+    for heading in (
+        "network",
+        "accuracy [%]",
+        "blocks",
+        "MACs [%]",
+        "images/s at 1",
+        "at 256",
+        "speed-up at 1",
+        "at 256",
+    ):
         table.add_column(heading, justify="left" if heading == "network" else "right")
     table.add_column("agent minus it [points]", justify="right")
     dense = next(iter(evaluations.values())).dense

@@ -42,19 +42,19 @@ def depth_profile(backbone: Backbone, dataset: Dataset, batch_size: int = 500) -
             tokens = backbone.run_block(index, tokens)
             correct.append(backbone.classify(tokens).argmax(1).cpu() == labels)
         parts.append(torch.stack(correct))
-    correct = torch.cat(parts, 1).numpy()  # [L + 1, N]
+    correct = torch.cat(parts, 1).numpy()  # bool [L + 1, N]
     difficulty = dataset.difficulty.numpy().astype(np.float64)
     band = np.where(np.isfinite(difficulty), np.minimum(np.nan_to_num(difficulty) * BANDS, BANDS - 1), -1).astype(int)
     settled = np.logical_and.accumulate(correct[::-1])[::-1]  # right here and ever after
     needed, solved = settled.argmax(0).astype(np.float64), settled[-1]
     return DepthProfile(
         correct.mean(1),
-        np.stack([_mean(correct[:, band == b].T) for b in range(BANDS)], 1),
+        np.stack([_mean(correct[:, band == b].T.astype(float)) for b in range(BANDS)], 1),
         np.array([_mean(needed[(band == b) & solved]) for b in range(BANDS)]),
         rank_correlation(needed[solved], difficulty[solved]),
     )
 
 
-def _mean(values: NDArray[np.generic]) -> NDArray[np.float64]:
+def _mean(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Mean over the first axis; NaN where there is nothing."""
-    return np.mean(values, 0) if len(values) else np.full(values.shape[1:], np.nan)
+    return values.mean(0) if len(values) else np.full(values.shape[1:], np.nan)

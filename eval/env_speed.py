@@ -1,6 +1,6 @@
 """How fast the environment is: steps/s of its faces, and what they cost on top of the blocks that must be computed.
 
-    python -m vitskip.eval.env_speed [--json PATH]
+python -m vitskip.eval.env_speed [--json PATH]
 """
 
 import time
@@ -116,7 +116,15 @@ def main(num_envs: tuple[int, ...] = NUM_ENVS, json: Path | None = None) -> None
     single = measure_single_env(arguments)
     rows = {count: measure_env_speed(count, arguments) for count in tqdm(num_envs, desc="environment", leave=False)}
     table = Table(title=f"environment steps/s, {torch.get_num_threads()} threads; single environment: {single:,.0f}")
-    for heading in ("environments", "SyncVectorEnv", "native", "SB3", "blocks alone", "native / blocks", "native / SB3"):
+    for heading in (
+        "environments",
+        "SyncVectorEnv",
+        "native",
+        "SB3",
+        "blocks alone",
+        "native / blocks",
+        "native / SB3",
+    ):
         table.add_column(heading, justify="right")
     for count, speeds in rows.items():
         cells = [f"{speeds[name]:,.0f}" for name in ("sync", "native", "sb3", "blocks")]

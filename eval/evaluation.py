@@ -43,7 +43,9 @@ class Evaluation:
         }
 
 
-def evaluate(net: DynamicViT, validation: Dataset, test: Dataset, static_masks: StaticMasks | None = None) -> Evaluation:
+def evaluate(
+    net: DynamicViT, validation: Dataset, test: Dataset, static_masks: StaticMasks | None = None
+) -> Evaluation:
     """Measure a network on test, beside the dense network and every baseline at equal compute.
 
     Args:

@@ -31,9 +31,7 @@ def draw_reward_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path
     figure.savefig(path, dpi=150)
 
 
-def draw_accuracy_over_compute(
-    points: Mapping[str, Sequence[Point]], path: Path, *, lines: Sequence[str] = ()
-) -> None:
+def draw_accuracy_over_compute(points: Mapping[str, Sequence[Point]], path: Path, *, lines: Sequence[str] = ()) -> None:
     """Accuracy over compute, one colour per network; names in `lines` are joined in order of compute."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()

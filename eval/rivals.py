@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..agents.baselines import early_exit, first_k, fixed_mask, random_skip
+from ..agents.baselines import early_exit, fixed_mask, random_skip
 from ..agents.dynamic_vit import DynamicViT
 from ..agents.policy import Policy
 from ..agents.static_masks import StaticMasks
@@ -75,7 +75,7 @@ class Rivals:
         return self._measure(early_exit(self.layout, (low + high) / 2), self.test, "early exit")
 
     def _first(self, k: int) -> tuple[bool, ...]:
-        return tuple(first_k(self.layout, k).rule.arguments["keep"])
+        return tuple(unit < k for unit in range(self.layout.num_units))
 
     def _best(self, k: int) -> tuple[bool, ...]:
         assert self.static_masks is not None

@@ -30,7 +30,7 @@ EnvFlags = Annotated[EnvConfig, tyro.conf.OmitArgPrefixes]
 
 def pretrain(
     out: Path = Path("runs/digits-vit12"),
-    dataset: str = "digits",
+    dataset: str = "digits-60k",
     data_root: str | None = None,
     embed_dim: int = 64,
     depth: int = 12,
@@ -143,9 +143,7 @@ def train(
     _write(json, read(out).record)
 
 
-def evaluate(
-    run: tyro.conf.Positional[Path], static_mask_images: int = 256, json: Path | None = None
-) -> None:
+def evaluate(run: tyro.conf.Positional[Path], static_mask_images: int = 256, json: Path | None = None) -> None:
     """Hold a run against the dense network and every baseline at equal compute, on the test part.
 
     Args:
