@@ -30,7 +30,7 @@ def fixed_mask(layout: ObservationLayout, keep: Sequence[bool]) -> Policy:
 
 def random_skip(layout: ObservationLayout, rate: float, seed: int = 0) -> Policy:
     """Unit 0, and every other one with probability `rate`."""
-    return Policy("random", layout, rate=rate, seed=seed)
+    return Policy("random", layout, seed=seed, rate=rate)
 
 
 def early_exit(layout: ObservationLayout, threshold: float) -> Policy:

@@ -13,7 +13,7 @@ from ..backbone.protocol import ActionUnit, unit_runner
 from ..backbone.registry import unknown_name
 from ..envs.observation import ObservationKind, ObservationLayout
 from . import run_directory
-from .policy import PlanningRule, Policy
+from .policy import Policy
 
 Mode = Literal["dense", "gather"]
 
@@ -29,6 +29,21 @@ class Trace:
 
     keep_mask: Bool[Tensor, "B U"]
     macs: Int64[Tensor, " B"]
+
+
+@dataclass(frozen=True)
+class _State:
+    """A batch on its way through the depth: tokens [B, N, D], logits [B, K], observation [B, O], spent [B] MACs."""
+
+    tokens: Tensor
+    logits: Tensor
+    observation: Tensor
+    spent: Tensor
+
+    def write(self, rows: Int64[Tensor, " R"], new: "_State") -> None:
+        """Replace some rows, in place."""
+        for name in ("tokens", "logits", "observation", "spent"):
+            getattr(self, name).index_copy_(0, rows, getattr(new, name))
 
 
 class DynamicViT(nn.Module):
@@ -77,48 +92,49 @@ class DynamicViT(nn.Module):
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
             raise ValueError(f"images: expected shape [B, 3, {size}, {size}], got {list(images.shape)}")
         tokens = self.backbone.embed(images)
-        if isinstance(self.policy.rule, PlanningRule):
-            return self._run_plan(tokens, self.policy.rule.plan(len(images)))
-        return self._run_sequentially(tokens)
+        plan = self.policy.plan(len(images))
+        return self._run_sequentially(tokens) if plan is None else self._run_plan(tokens, plan)
 
     def _run_plan(self, tokens: Float[Tensor, "B N D"], keep_mask: Bool[Tensor, "B U"]) -> Float[Tensor, "B K"]:
         for unit, kept in enumerate(keep_mask.cpu().unbind(1)):
-            tokens = self._run_unit(unit, tokens, kept.nonzero().squeeze(1).to(tokens.device, non_blocking=True))
+            rows = kept.nonzero().squeeze(1).to(tokens.device, non_blocking=True)
+            tokens = run_rows(lambda active, unit=unit: self._run_unit(unit, active), tokens, rows)
         spent = (keep_mask * torch.tensor(self._unit_macs)).sum(1)
         self._leave_trace(keep_mask.to(tokens.device), spent.to(tokens.device))
         return self.backbone.classify(tokens)
 
     def _run_sequentially(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
-        logits = self.backbone.classify(tokens)
-        keep_mask = torch.zeros(len(tokens), len(self._unit_macs), dtype=torch.bool, device=tokens.device)
-        spent = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)  # MACs
-        for unit, (depth, macs) in enumerate(zip(self._one_hot, self._unit_macs, strict=True)):
-            share = (spent.double() / sum(self._unit_macs)).float()
-            progress = torch.cat([depth.expand(len(tokens), -1), share[:, None]], 1)
-            run = self.policy.decide(self.policy.layout.observe(logits, progress, tokens))
+        state = self._observe(tokens, torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device))
+        decisions = []
+        for unit, macs in enumerate(self._unit_macs):
+            state.observation[:, self.policy.layout.depth] = self._one_hot[unit]
+            run = self.policy.decide(state.observation)
+            decisions.append(run)
             rows = run.nonzero().squeeze(1)
-            tokens = self._run_unit(unit, tokens, rows)
-            logits = self._classify_rows(logits, tokens, rows)
-            keep_mask[:, unit] = run
-            spent += run * macs
-        self._leave_trace(keep_mask, spent, head_calls=keep_mask.sum(1), decisions=keep_mask.shape[1])
-        return logits
+            if len(rows) == len(tokens):
+                state = self._observe(self._run_unit(unit, state.tokens), state.spent + macs)
+            elif len(rows):
+                active = self._run_rows_of(unit, state.tokens, rows)
+                state.write(rows, self._observe(active, state.spent[rows] + macs))
+        keep_mask = torch.stack(decisions, 1)
+        self._leave_trace(keep_mask, state.spent, head_calls=keep_mask.sum(1), decisions=len(decisions))
+        return state.logits
 
-    def _run_unit(self, unit: int, tokens: Float[Tensor, "B N D"], rows: Tensor) -> Float[Tensor, "B N D"]:
-        run = unit_runner(self.backbone, self.action_unit)
-        if self.mode == "gather":
-            return run_rows(lambda active: run(unit, active), tokens, rows)
-        return tokens.index_copy(0, rows, run(unit, tokens)[rows])
+    def _run_unit(self, unit: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        return unit_runner(self.backbone, self.action_unit)(unit, tokens)
 
-    def _classify_rows(
-        self, logits: Float[Tensor, "B K"], tokens: Float[Tensor, "B N D"], rows: Tensor
-    ) -> Float[Tensor, "B K"]:
-        """The head again where tokens have changed; a skipped block leaves the belief as it is."""
-        if len(rows) == 0:
-            return logits
-        if len(rows) == len(logits):
-            return self.backbone.classify(tokens)
-        return logits.index_copy_(0, rows, self.backbone.classify(tokens[rows]))
+    def _run_rows_of(self, unit: int, tokens: Float[Tensor, "B N D"], rows: Int64[Tensor, " R"]) -> Tensor:
+        """The new tokens of some rows; with mode "dense" all rows are computed, and these selected."""
+        if self.mode == "dense":
+            return self._run_unit(unit, tokens)[rows]
+        return self._run_unit(unit, tokens.index_select(0, rows))
+
+    def _observe(self, tokens: Float[Tensor, "B N D"], spent: Int64[Tensor, " B"]) -> "_State":
+        """The head and the observation again, for rows whose tokens are new; the depth is filled in at each unit."""
+        logits = self.backbone.classify(tokens)
+        progress = torch.zeros(len(tokens), len(self._unit_macs) + 1, device=tokens.device)
+        progress[:, -1] = spent.double() / sum(self._unit_macs)
+        return _State(tokens, logits, self.policy.layout.observe(logits, progress, tokens), spent)
 
     def _leave_trace(
         self,

@@ -25,7 +25,7 @@ CERTAIN = 1e4  # log-odds of a decision without doubt; finite, so that products 
 class PlanningRule(Protocol):
     """A rule that needs no observation: it can say the whole path before the image is seen."""
 
-    def plan(self, batch_size: int) -> Bool[Tensor, "B U"]: ...
+    def plan(self, batch_size: int, generator: torch.Generator) -> Bool[Tensor, "B U"]: ...
 
 
 class FixedMaskRule(nn.Module):
@@ -44,6 +44,8 @@ class FixedMaskRule(nn.Module):
         super().__init__()
         if len(keep) != layout.num_units:
             raise ValueError(f"keep: expected {layout.num_units} truth values, one per unit, got {len(keep)}")
+        if not all(kept in (False, True) for kept in keep):
+            raise ValueError(f"keep: expected truth values, got {keep!r}")
         self.arguments = {"keep": [bool(kept) for kept in keep]}
         self.depth = layout.depth
         self.register_buffer("keep", torch.tensor(self.arguments["keep"]), persistent=False)
@@ -51,7 +53,8 @@ class FixedMaskRule(nn.Module):
     def forward(self, observation: Float[Tensor, "B O"]) -> Float[Tensor, " B"]:
         return observation[:, self.depth] @ torch.where(self.keep, CERTAIN, -CERTAIN)
 
-    def plan(self, batch_size: int) -> Bool[Tensor, "B U"]:
+    def plan(self, batch_size: int, generator: torch.Generator) -> Bool[Tensor, "B U"]:
+        del generator
         return self.keep.expand(batch_size, -1).clone()
 
 
@@ -61,27 +64,25 @@ class RandomRule(nn.Module):
     Args:
         layout: of the observations.
         rate: probability of RUN, in [0, 1].
-        seed: of the path planned for a batch.
     """
 
     samples = True
     macs = 0
 
-    def __init__(self, layout: ObservationLayout, rate: float, seed: int = 0) -> None:
+    def __init__(self, layout: ObservationLayout, rate: float) -> None:
         super().__init__()
         if not 0 <= rate <= 1:
             raise ValueError(f"rate: expected a probability in [0, 1], got {rate}")
-        self.arguments = {"rate": rate, "seed": seed}
+        self.arguments = {"rate": rate}
         self.depth, self.rate = layout.depth, rate
-        self.generator = torch.Generator().manual_seed(seed)
 
     def forward(self, observation: Float[Tensor, "B O"]) -> Float[Tensor, " B"]:
         odds = torch.full((len(observation),), _log_odds(self.rate), device=observation.device)
         return torch.where(observation[:, self.depth.start] > 0, CERTAIN, odds)
 
-    def plan(self, batch_size: int) -> Bool[Tensor, "B U"]:
+    def plan(self, batch_size: int, generator: torch.Generator) -> Bool[Tensor, "B U"]:
         units = self.depth.stop - self.depth.start
-        keep_mask = torch.rand(batch_size, units, generator=self.generator) < self.rate
+        keep_mask = torch.rand(batch_size, units, generator=generator) < self.rate
         keep_mask[:, 0] = True
         return keep_mask
 
@@ -91,7 +92,7 @@ class EarlyExitRule(nn.Module):
 
     Args:
         layout: of the observations.
-        threshold: in [0, 1]; 0 runs unit 0 only, more than 1 everything.
+        threshold: at least 0; 0 runs unit 0 only, more than 1 everything.
     """
 
     samples = False
@@ -99,6 +100,8 @@ class EarlyExitRule(nn.Module):
 
     def __init__(self, layout: ObservationLayout, threshold: float) -> None:
         super().__init__()
+        if not threshold >= 0:
+            raise ValueError(f"threshold: expected a number of at least 0, got {threshold}")
         self.arguments = {"threshold": threshold}
         self.depth, self.probabilities, self.threshold = layout.depth, layout.probabilities, threshold
 
@@ -120,6 +123,8 @@ class MlpRule(nn.Module):
 
     def __init__(self, layout: ObservationLayout, widths: Sequence[int]) -> None:
         super().__init__()
+        if not all(isinstance(width, int) and width > 0 for width in widths):
+            raise ValueError(f"widths: expected positive integers, got {widths!r}")
         self.arguments = {"widths": list(widths)}
         sizes = [layout.size, *widths]
         layers: list[nn.Module] = []
@@ -145,6 +150,7 @@ class Policy(nn.Module):
     Args:
         rule_name: name in `RULES`.
         layout: of the observations.
+        seed: of drawn decisions.
         **arguments: of the rule, JSON values.
 
     Attributes:
@@ -152,8 +158,9 @@ class Policy(nn.Module):
         macs: multiply-accumulates of one decision, the classifier head's not included.
     """
 
-    def __init__(self, rule_name: str, layout: ObservationLayout, **arguments: Any) -> None:
+    def __init__(self, rule_name: str, layout: ObservationLayout, *, seed: int = 0, **arguments: Any) -> None:
         super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
         self.rule_name, self.layout = rule_name, layout
         self.rule: Rule = RULES[rule_name](layout, **arguments)
 
@@ -164,7 +171,11 @@ class Policy(nn.Module):
     def decide(self, observation: Float[Tensor, "B O"]) -> Bool[Tensor, " B"]:
         """True where the unit shall run: the likelier decision, or a drawn one if the rule is a random one."""
         log_odds = self.rule(observation)
-        return torch.bernoulli(log_odds.sigmoid()).bool() if self.rule.samples else log_odds > 0
+        return self._draw(log_odds) if self.rule.samples else log_odds > 0
+
+    def plan(self, batch_size: int) -> Bool[Tensor, "B U"] | None:
+        """The whole path of each image where the rule needs no observation, on the CPU; None where it does."""
+        return self.rule.plan(batch_size, self.generator) if isinstance(self.rule, PlanningRule) else None
 
     @torch.no_grad()
     def predict(
@@ -188,8 +199,12 @@ class Policy(nn.Module):
         del episode_start
         device = next((tensor.device for tensor in self.state_dict().values()), None)
         batch = torch.as_tensor(np.atleast_2d(observation), device=device)
-        run = self.decide(batch) if deterministic else torch.bernoulli(self.rule(batch).sigmoid()).bool()
+        run = self.decide(batch) if deterministic else self._draw(self.rule(batch))
         return run.long().cpu().numpy().reshape(observation.shape[:-1]), state
+
+    def _draw(self, log_odds: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        uniform = torch.rand(len(log_odds), generator=self.generator)
+        return uniform.to(log_odds.device) < log_odds.sigmoid()
 
 
 def _log_odds(probability: float) -> float:

@@ -162,11 +162,15 @@ class SkipCore:
 
     def _run(self, unit: int, rows: NDArray[np.int64]) -> None:
         device_rows = self._to_device(rows)
-        self.tokens = run_rows(lambda active: self._run_unit(unit, active), self.tokens, device_rows)
-        if len(rows) == self.num_envs:
-            self.logits = self.backbone.classify(self.tokens)
-        else:
-            self.logits.index_copy_(0, device_rows, self.backbone.classify(self.tokens[device_rows]))
+
+        def run_and_classify(active: Tensor) -> Tensor:
+            active = self._run_unit(unit, active)
+            logits = self.backbone.classify(active)
+            everyone = len(rows) == self.num_envs
+            self.logits = logits if everyone else self.logits.index_copy_(0, device_rows, logits)
+            return active
+
+        self.tokens = run_rows(run_and_classify, self.tokens, device_rows)
 
     def _task_reward(self, finished: NDArray[np.bool_]) -> Tensor:
         image_index = self._to_device(self.image_index)

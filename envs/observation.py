@@ -90,9 +90,10 @@ def belief(logits: Float[Tensor, "B K"]) -> Float[Tensor, "B P3"]:
     num_classes = logits.shape[1]
     log_probabilities = logits.float().log_softmax(1)
     probabilities = log_probabilities.exp()
-    top = probabilities.topk(min(num_classes, MAX_CLASSES), 1).values
+    shown_sorted = num_classes > MAX_CLASSES
+    top = probabilities.topk(MAX_CLASSES if shown_sorted else 2, 1).values
     first, second = top[:, :1], top[:, 1:2]
     scaled_logit = (first.logit(1e-6) / LOGIT_SCALE).clamp(-1, 1)
     entropy = -(probabilities * log_probabilities).sum(1, keepdim=True) / math.log(num_classes)
-    shown = probabilities if num_classes <= MAX_CLASSES else top
+    shown = top if shown_sorted else probabilities
     return torch.cat([shown, scaled_logit, entropy.clamp(0, 1), first - second], 1)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+
 from vitskip.backbone import datasets
 from vitskip.backbone.datasets import Dataset, load_dataset, register_dataset
 from vitskip.backbone.digits import SIZES, digits, source_digits
@@ -47,10 +48,12 @@ def test_a_longer_list_begins_with_the_shorter(split: str) -> None:
     assert all(torch.equal(a[:5], b) for a, b in zip(long, short, strict=True))
 
 
-def test_a_longer_list_begins_with_the_shorter_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    long = digits("test", 40)
-    monkeypatch.setattr("vitskip.backbone.digits._CHUNK", 7)
-    assert all(torch.equal(a, b) for a, b in zip(long, digits("test", 40), strict=True))
+def test_chunks_of_rendering_join_without_a_seam() -> None:
+    images, labels, difficulty = digits("test", 1003)
+    shorter = digits("test", 1001)
+    assert all(torch.equal(a[:1001], b) for a, b in zip((images, labels, difficulty), shorter, strict=True))
+    assert (len(images), len(labels), len(difficulty)) == (1003, 1003, 1003)
+    assert not torch.equal(images[1000:], images[:3])  # no chunk repeats another
 
 
 def test_images_follow_from_split_and_index_and_nothing_global() -> None:
@@ -70,13 +73,14 @@ def test_the_splits_share_no_handwritten_digit() -> None:
 
 
 def test_harder_images_are_noisier_and_fainter() -> None:
-    images, _, difficulty = digits("validation", 300)
-    corner = images[:, :, :2, :2].float().flatten(2).std(2).mean(1)
-    assert corner[difficulty > 0.7].median() > 2 * corner[difficulty < 0.3].median()
+    images, _, difficulty = digits("validation", 1000)
+    corner, whole = (part.float().flatten(2).std(2).mean(1) for part in (images[:, :, :2, :2], images))
+    easy, hard = difficulty < 0.3, difficulty > 0.7
+    assert corner[hard].median() > 1.5 * corner[easy].median()
+    assert whole[hard].median() < 0.9 * whole[easy].median()
 
 
 def test_digits_load_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert SIZES == {"train": 50_000, "validation": 5_000, "test": 10_000}
     monkeypatch.setitem(SIZES, "validation", 30)
     dataset = load_dataset("digits", "validation")
     expected = digits("validation", 30)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import VisionTransformer, ViT_B_16_Weights, ViT_L_16_Weights
+
 from vitskip.backbone.macs import Macs
 from vitskip.backbone.masked import run_masked
 from vitskip.backbone.protocol import Backbone

@@ -4,6 +4,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 from torch import Tensor
+
 from vitskip.backbone.masked import run_masked, run_rows
 from vitskip.backbone.protocol import num_units, unit_runner
 from vitskip.backbone.vit import ViT

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
 from vitskip.backbone.datasets import Dataset
 from vitskip.backbone.masked import run_masked
 from vitskip.backbone.pretrain import PretrainResult, pretrain, random_shift, sample_keep_mask
@@ -107,6 +108,13 @@ def test_the_same_seed_gives_the_same_weights(toy: Dataset) -> None:
     first, again, other = (vit.state_dict() for vit in runs)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_training_skips_what_its_masks_skip(toy: Dataset) -> None:
+    partial, full = make_vit(), make_vit()
+    for vit, full_share in ((partial, 0.0), (full, 1.0)):
+        short_run(vit, toy, epochs=2, full_share=full_share)  # the same batches and shifts, other masks
+    assert not torch.allclose(partial.head.weight, full.head.weight, atol=1e-3)
 
 
 def test_only_whole_batches_are_used(toy: Dataset) -> None:

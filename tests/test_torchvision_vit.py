@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 from torchvision.models.vision_transformer import ConvStemConfig
 from torchvision.transforms.functional import normalize
+
 from vitskip.backbone.masked import run_masked
 from vitskip.backbone.protocol import Backbone, num_units, unit_runner
 from vitskip.backbone.torchvision_vit import IMAGENET_MEAN, IMAGENET_STD, TorchvisionViT, torchvision_backbone

@@ -4,6 +4,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 from torch import Tensor
+
 from vitskip.backbone.protocol import Backbone, num_units, to_float_images, unit_runner
 from vitskip.backbone.vit import ViT
 

@@ -1,0 +1,61 @@
+"""Dynamic networks on the tiny ViT, one per rule, and their decisions in the environment."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from toys import tiny_core
+
+from vitskip.agents import DynamicViT, Policy
+from vitskip.backbone import Backbone, load_backbone
+from vitskip.backbone.protocol import ActionUnit
+from vitskip.envs import ObservationLayout, SkipCore
+from vitskip.envs.observation import ObservationKind
+
+RULES = ("mlp", "early-exit", "mask")
+
+
+def make_policy(rule: str, layout: ObservationLayout, seed: int = 0) -> Policy:
+    """A policy whose decisions differ from unit to unit and, if the rule can, from image to image."""
+    arguments: dict[str, dict[str, Any]] = {
+        "mlp": {"widths": [8, 8]},
+        "early-exit": {"threshold": 0.6},
+        "mask": {"keep": [unit % 3 != 1 for unit in range(layout.num_units)]},
+        "random": {"rate": 0.5},
+    }
+    policy = Policy(rule, layout, seed=seed, **arguments[rule])
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in policy.parameters():
+        torch.nn.init.normal_(parameter, generator=generator)
+    return policy
+
+
+def make_net(
+    rule: str = "mlp",
+    action_unit: ActionUnit = "block",
+    kind: ObservationKind = "belief",
+    *,
+    backbone: Backbone | None = None,
+    seed: int = 0,
+    **arguments: Any,
+) -> DynamicViT:
+    """A dynamic network on the tiny ViT or on a given one."""
+    vit = load_backbone("tiny-vit4") if backbone is None else backbone
+    policy = make_policy(rule, ObservationLayout.of(vit, kind, action_unit), seed)
+    return DynamicViT(vit, policy, action_unit=action_unit, **arguments).eval()
+
+
+def roll_out(policy: Policy, image_index: Sequence[int], **arguments: Any) -> SkipCore:
+    """The environment's core after one episode on each of these test images, decided by `predict`."""
+    core = tiny_core(len(image_index), split="test", observation=policy.layout.kind, **arguments)
+    core.reset(np.arange(len(image_index)), np.array(image_index, np.int64))
+    while not core.ended.all():
+        core.step(policy.predict(core.observe().numpy())[0])
+    return core
+
+
+def distinct(keep_mask: NDArray[np.bool_] | torch.Tensor) -> int:
+    """Number of different rows."""
+    return len(np.unique(np.asarray(keep_mask), axis=0))
