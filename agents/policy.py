@@ -55,7 +55,7 @@ class FixedMaskRule(nn.Module):
 
     def plan(self, batch_size: int, generator: torch.Generator) -> Bool[Tensor, "B U"]:
         del generator
-        return self.keep.expand(batch_size, -1).clone()
+        return self.keep.cpu().expand(batch_size, -1).clone()
 
 
 class RandomRule(nn.Module):
@@ -197,7 +197,7 @@ class Policy(nn.Module):
             Actions, int64 [] or [B], and the state.
         """
         del episode_start
-        device = next((tensor.device for tensor in self.state_dict().values()), None)
+        device = next((tensor.device for tensor in (*self.parameters(), *self.buffers())), None)
         batch = torch.as_tensor(np.atleast_2d(observation), device=device)
         run = self.decide(batch) if deterministic else self._draw(self.rule(batch))
         return run.long().cpu().numpy().reshape(observation.shape[:-1]), state

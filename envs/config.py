@@ -3,6 +3,7 @@
 import functools
 import math
 import multiprocessing
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypedDict, get_args
@@ -17,6 +18,8 @@ from .observation import ObservationKind
 from .reward import COSTS, TASK_REWARDS
 
 Order = Literal["random", "sequential"]
+
+_PROCESS = os.getpid()  # where this module was imported: a worker that finds it imported was forked, not spawned
 
 
 class EnvArguments(TypedDict, total=False):
@@ -87,14 +90,16 @@ class EnvConfig:
         for argument in ("dataset", "backbone", "device"):
             if not isinstance(getattr(self, argument), str):
                 raise ValueError(f"{argument}: expected a name (a string), got {getattr(self, argument)!r}")
+        if not isinstance(self.data_root, str | None):
+            raise ValueError(f"data_root: expected a folder's path (a string) or None, got {self.data_root!r}")
 
     @classmethod
-    def from_arguments(cls, arguments: Mapping[str, Any]) -> "EnvConfig":
-        """Check keyword arguments; ValueError names the nearest valid argument for an unknown one."""
+    def from_arguments(cls, arguments: Mapping[str, Any], *others: str) -> "EnvConfig":
+        """Check keyword arguments; ValueError names the nearest valid one, `others` included, for an unknown one."""
         valid = [field.name for field in fields(cls)]
         for argument in arguments:
             if argument not in valid:
-                raise unknown_name("environment argument", argument, [*valid, "render_mode"])
+                raise unknown_name("environment argument", argument, [*valid, *others])
         return cls(**arguments)
 
     def arguments(self) -> EnvArguments:
@@ -122,7 +127,7 @@ def check_device(name: str) -> torch.device:
         raise ValueError(f'device: expected a PyTorch device such as "cpu" or "cuda:0", got {name!r}') from error
     if device.type != "cuda":
         return device
-    forked = multiprocessing.parent_process() is not None and multiprocessing.get_start_method() == "fork"
+    forked = multiprocessing.parent_process() is not None and os.getpid() != _PROCESS
     if forked:
         raise ValueError(
             f'device: expected "cpu" in a forked worker process, got {name!r}: CUDA does not survive a fork. '

@@ -49,8 +49,8 @@ class SkipCore:
     """
 
     def __init__(self, backbone: Backbone, dataset: Dataset, config: EnvConfig, num_envs: int) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs: expected at least 1, got {num_envs}")
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
+            raise ValueError(f"num_envs: expected an integer of at least 1, got {num_envs!r}")
         _check_fit(backbone, dataset)
         self.backbone, self.config, self.num_envs = backbone, config, num_envs
         self.num_units = num_units(backbone, config.action_unit)

@@ -87,8 +87,14 @@ class SkipVecEnv(VecEnv):
     def close(self) -> None:
         """Nothing to release."""
 
+    def render(self, mode: str | None = None) -> Any:
+        """All rows at once: one picture with "rgb_array", one text with "ansi"."""
+        if self.render_mode == "ansi" and mode in (None, "ansi"):
+            return "\n".join(self.get_images())
+        return super().render(mode)
+
     def get_images(self) -> Sequence[Any]:
-        """One rgb_array frame per sub-environment; `render` tiles them."""
+        """One frame per sub-environment."""
         return [render_row(self.core, row, self.render_mode) for row in range(self.num_envs)]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
@@ -139,6 +145,6 @@ def make_sb3_env(
     if env_id not in ours:
         raise unknown_name("environment id", env_id, ours)
     defaults: dict[str, Any] = gym.spec(env_id).kwargs
-    config = EnvConfig.from_arguments({**defaults, **arguments})
+    config = EnvConfig.from_arguments({**defaults, **arguments}, "num_envs", "seed", "render_mode")
     core = SkipCore(config.load_backbone(), config.load_dataset(), config, num_envs)
     return SkipVecEnv(core, seed=seed, render_mode=check_render_mode(render_mode))

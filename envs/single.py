@@ -62,7 +62,7 @@ class SkipEnv(gym.Env[NDArray[Any], np.int64], EzPickle):
     def __init__(self, *, render_mode: str | None = None, **arguments: Unpack[EnvArguments]) -> None:
         EzPickle.__init__(self, render_mode=render_mode, **arguments)
         self.render_mode = check_render_mode(render_mode)
-        config = EnvConfig.from_arguments(arguments)
+        config = EnvConfig.from_arguments(arguments, "render_mode")
         self.core = SkipCore(config.load_backbone(), config.load_dataset(), config, num_envs=1)
         self.action_space = gym.spaces.Discrete(2)
         self.observation_space = observation_box(self.core.layout)
@@ -73,12 +73,14 @@ class SkipEnv(gym.Env[NDArray[Any], np.int64], EzPickle):
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Begin an episode; `options={"index": i}` chooses the image."""
         super().reset(seed=seed)
-        self._episodes.generators = [self.np_random]
         chosen = check_options(options, "index").get("index")
-        self._episodes.reset(ROW, None if chosen is None else np.array([chosen], np.int64))
+        index = None if chosen is None else check_index([chosen], 1)
+        self._episodes.seed(seed, ROW)
+        self._episodes.generators = [self.np_random]
+        self._episodes.reset(ROW, index)
         return _translate(self._episodes.snapshot())
 
-    def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64 | int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Skip (0) or run (1) the next block.
 
         Raises:
@@ -122,6 +124,14 @@ def check_options(options: dict[str, Any] | None, *valid: str) -> dict[str, Any]
         if key not in valid:
             raise unknown_name("reset option", key, valid)
     return options or {}
+
+
+def check_index(index: Any, count: int) -> NDArray[np.int64]:
+    """The images to show, int64 [count]; ValueError for anything but integers of that shape."""
+    array = np.asarray(index)
+    if array.shape != (count,) or array.dtype.kind not in "iu":
+        raise ValueError(f"index: expected integers [{count}], got {array.dtype} {array.shape}")
+    return array.astype(np.int64)
 
 
 def render_row(core: SkipCore, row: int, render_mode: str | None) -> NDArray[np.uint8] | str | None:

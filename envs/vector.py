@@ -15,7 +15,7 @@ from ..backbone.registry import unknown_name
 from .config import EnvArguments, EnvConfig
 from .core import SkipCore
 from .episodes import Episodes, Snapshot, Transition, to_host
-from .single import check_options, check_render_mode, observation_box, render_row
+from .single import check_index, check_options, check_render_mode, observation_box, render_row
 
 Output = Literal["numpy", "torch"]
 
@@ -55,7 +55,7 @@ class SkipVectorEnv(gym.vector.VectorEnv[Any, Any, Any], EzPickle):
         )
         if output not in get_args(Output):
             raise unknown_name("output", output, get_args(Output))
-        config = EnvConfig.from_arguments(arguments)
+        config = EnvConfig.from_arguments(arguments, "num_envs", "output", "autoreset_mode", "render_mode")
         self.num_envs, self.output, self.render_mode = num_envs, output, check_render_mode(render_mode)
         self.autoreset_mode = parse_autoreset_mode(autoreset_mode)
         self.metadata = {
@@ -85,11 +85,10 @@ class SkipVectorEnv(gym.vector.VectorEnv[Any, Any, Any], EzPickle):
         options = check_options(options, "reset_mask", "index")
         mask = self._reset_mask(options.get("reset_mask"))
         rows = np.flatnonzero(mask)
-        index = options.get("index")
-        if index is not None and np.shape(index) != (self.num_envs,):
-            raise ValueError(f"index: expected shape ({self.num_envs},), got {np.shape(index)}")
+        chosen = options.get("index")
+        index = None if chosen is None else check_index(chosen, self.num_envs)[rows]
         self._episodes.seed(seed, rows)
-        self._episodes.reset(rows, None if index is None else np.asarray(index, np.int64)[rows])
+        self._episodes.reset(rows, index)
         snapshot = self._episodes.snapshot()
         observation, prediction = self._read(snapshot.observation, snapshot.prediction)
         return observation, _masked(snapshot.full_info(prediction), mask)

@@ -15,10 +15,14 @@ from vitskip.envs import ObservationLayout, SkipCore
 from vitskip.envs.observation import ObservationKind
 
 RULES = ("mlp", "early-exit", "mask")
+SEED = 19  # of weights with which the tiny images take several routes, whatever is observed and decided upon
 
 
-def make_policy(rule: str, layout: ObservationLayout, seed: int = 0) -> Policy:
-    """A policy whose decisions differ from unit to unit and, if the rule can, from image to image."""
+def make_policy(rule: str, layout: ObservationLayout, seed: int = SEED) -> Policy:
+    """A policy whose decisions differ from unit to unit and, if the rule can, from image to image.
+
+    The weights are NumPy's draws, which are alike on every machine.
+    """
     arguments: dict[str, dict[str, Any]] = {
         "mlp": {"widths": [8, 8]},
         "early-exit": {"threshold": 0.6},
@@ -26,9 +30,9 @@ def make_policy(rule: str, layout: ObservationLayout, seed: int = 0) -> Policy:
         "random": {"rate": 0.5},
     }
     policy = Policy(rule, layout, seed=seed, **arguments[rule])
-    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
     for parameter in policy.parameters():
-        torch.nn.init.normal_(parameter, generator=generator)
+        parameter.data = torch.from_numpy(rng.normal(0, 1.5, parameter.shape).astype(np.float32))
     return policy
 
 
@@ -38,7 +42,7 @@ def make_net(
     kind: ObservationKind = "belief",
     *,
     backbone: Backbone | None = None,
-    seed: int = 0,
+    seed: int = SEED,
     **arguments: Any,
 ) -> DynamicViT:
     """A dynamic network on the tiny ViT or on a given one."""

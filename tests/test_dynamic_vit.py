@@ -1,0 +1,318 @@
+"""One decision process, three ways to run it: `DynamicViT` (both modes), the environment, and a masked batch."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nets import RULES, distinct, make_net, roll_out
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitskip.agents import DynamicViT, baselines
+from vitskip.backbone import load_backbone, load_dataset, run_masked
+from vitskip.envs import ObservationLayout
+
+COUNT = 48
+UNITS = pytest.mark.parametrize("action_unit", ["block", "half"])
+KINDS = pytest.mark.parametrize("kind", ["belief", "tokens"])
+EVERY_RULE = pytest.mark.parametrize("rule", RULES)
+MODES = pytest.mark.parametrize("mode", ["gather", "dense"])
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    """uint8 [48, 3, 32, 32], the first test images."""
+    return load_dataset("tiny-digits", "test").images[:COUNT]
+
+
+def keep_mask_of(net: DynamicViT) -> Tensor:
+    assert net.last_trace is not None
+    return net.last_trace.keep_mask
+
+
+def macs_of(net: DynamicViT) -> Tensor:
+    assert net.last_trace is not None
+    return net.last_trace.macs
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@EVERY_RULE
+@UNITS
+@KINDS
+def test_both_modes_the_environment_and_a_masked_batch_agree(
+    images: Tensor, rule: str, action_unit: str, kind: str
+) -> None:
+    gather = make_net(rule, action_unit, kind)
+    dense = make_net(rule, action_unit, kind, mode="dense")
+    logits = gather(images)
+    close(logits, dense(images))
+    assert torch.equal(keep_mask_of(gather), keep_mask_of(dense))
+    assert torch.equal(macs_of(gather), macs_of(dense))
+
+    core = roll_out(gather.policy, range(COUNT), action_unit=action_unit)
+    assert np.array_equal(keep_mask_of(gather).numpy(), core.keep_mask)
+    assert torch.equal(logits.argmax(1), core.logits.argmax(1))
+    close(logits, core.logits)
+
+    with torch.no_grad():
+        close(logits, run_masked(gather.backbone, images, keep_mask_of(gather), action_unit))
+    if rule != "mask":
+        assert distinct(keep_mask_of(gather)) > 2  # routes differ from image to image, or the test would be weak
+
+
+@UNITS
+def test_planned_random_paths_agree_in_both_modes(images: Tensor, action_unit: str) -> None:
+    gather, dense = (make_net("random", action_unit, mode=mode) for mode in ("gather", "dense"))
+    logits = gather(images)
+    close(logits, dense(images))
+    assert torch.equal(keep_mask_of(gather), keep_mask_of(dense))
+    with torch.no_grad():
+        close(logits, run_masked(gather.backbone, images, keep_mask_of(gather), action_unit))
+    assert distinct(keep_mask_of(gather)) > 5
+
+
+@MODES
+@UNITS
+def test_run_all_is_the_backbone_and_skip_all_its_head_on_the_embedding(
+    images: Tensor, mode: str, action_unit: str
+) -> None:
+    backbone = load_backbone("tiny-vit4")
+    layout = ObservationLayout.of(backbone, "belief", action_unit)
+    run_all, skip_all = (
+        DynamicViT(backbone, baseline(layout), action_unit=action_unit, mode=mode).eval()
+        for baseline in (baselines.run_all, baselines.skip_all)
+    )
+    with torch.no_grad():
+        assert torch.equal(run_all(images), backbone(images))
+        assert torch.equal(skip_all(images), backbone.classify(backbone.embed(images)))
+    assert (macs_of(run_all) == backbone.macs.total).all()
+    assert (macs_of(skip_all) == backbone.macs.stem + backbone.macs.head).all()
+
+
+@EVERY_RULE
+@MODES
+def test_other_rows_cannot_change_a_row(images: Tensor, rule: str, mode: str) -> None:
+    """Neither other images, be they NaN, nor their absence."""
+    net, pixels = make_net(rule, kind="tokens", mode=mode), images.float() / 255
+    expected, masks = net(pixels), keep_mask_of(net)
+    for row in range(0, COUNT, 7):
+        for garbage in (torch.full_like(pixels, torch.nan), 1 - pixels):
+            garbage[row] = pixels[row]
+            close(net(garbage)[row], expected[row])
+            assert torch.equal(keep_mask_of(net)[row], masks[row])
+            assert rule == "mask" or not torch.equal(keep_mask_of(net), masks)
+        close(net(pixels[row : row + 1])[0], expected[row])
+        assert torch.equal(keep_mask_of(net), masks[row : row + 1])
+
+
+@EVERY_RULE
+def test_permuting_the_batch_permutes_everything(images: Tensor, rule: str) -> None:
+    net = make_net(rule)
+    logits, masks, macs = net(images), keep_mask_of(net), macs_of(net)
+    order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))
+    close(net(images[order]), logits[order])
+    assert torch.equal(keep_mask_of(net), masks[order])
+    assert torch.equal(macs_of(net), macs[order])
+
+
+@EVERY_RULE
+@UNITS
+@KINDS
+def test_macs_equal_torchs_counter(images: Tensor, rule: str, action_unit: str, kind: str) -> None:
+    """Everything that is computed is counted: stem, units, policy, and the head each time."""
+    net = make_net(rule, action_unit, kind)
+    with FlopCounterMode(display=False) as counter:
+        net(images)
+    assert counter.get_total_flops() == 2 * macs_of(net).sum().item()
+    for image in images[:4]:
+        with FlopCounterMode(display=False) as counter:
+            net(image[None])
+        assert counter.get_total_flops() == 2 * macs_of(net).item()
+
+
+@UNITS
+def test_macs_by_hand(images: Tensor, action_unit: str) -> None:
+    """One head call at the start and one per unit run, the last of which gives the logits; a decision per unit."""
+    net = make_net("mlp", action_unit)
+    net(images)
+    macs, keep_mask = net.backbone.macs, keep_mask_of(net)
+    units = torch.tensor(macs.units(action_unit))
+    inputs = 10 + 3 + len(units) + 1
+    decisions = len(units) * (inputs * 8 + 8 * 8 + 8)
+    expected = macs.stem + (keep_mask * units).sum(1) + (1 + keep_mask.sum(1)) * macs.head + decisions
+    assert torch.equal(macs_of(net), expected)
+
+
+class Calls:
+    """Counts the rows that a backbone's methods are given."""
+
+    def __init__(self, net: DynamicViT, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: Counter[Any] = Counter()
+        for name in ("run_block", "run_half_block"):
+            monkeypatch.setattr(net.backbone, name, self._counted_unit(name, getattr(net.backbone, name)))
+        monkeypatch.setattr(net.backbone, "classify", self._counted_head(net.backbone.classify))
+
+    def _counted_unit(self, name: str, run: Any) -> Any:
+        def counted(index: int, tokens: Tensor) -> Tensor:
+            self.rows[name, index] += len(tokens)
+            return run(index, tokens)
+
+        return counted
+
+    def _counted_head(self, classify: Any) -> Any:
+        def counted(tokens: Tensor) -> Tensor:
+            self.rows["classify"] += len(tokens)
+            return classify(tokens)
+
+        return counted
+
+
+@EVERY_RULE
+@pytest.mark.parametrize(("action_unit", "method"), [("block", "run_block"), ("half", "run_half_block")])
+def test_a_skipped_unit_is_not_computed(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch, rule: str, action_unit: str, method: str
+) -> None:
+    net = make_net(rule, action_unit)
+    calls = Calls(net, monkeypatch)
+    net(images)
+    runs = keep_mask_of(net).sum(0).tolist()
+    assert sum(runs) < COUNT * len(runs)
+    expected = {(method, unit): rows for unit, rows in enumerate(runs) if rows}
+    planned = rule == "mask"
+    assert calls.rows == expected | {"classify": COUNT + (0 if planned else sum(runs))}
+
+
+def test_dense_mode_computes_everything(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = make_net("mlp", mode="dense")
+    calls = Calls(net, monkeypatch)
+    net(images)
+    assert not keep_mask_of(net).all()
+    assert [calls.rows["run_block", unit] for unit in range(4)] == [COUNT] * 4
+
+
+@EVERY_RULE
+@MODES
+def test_uint8_and_float_images_agree(images: Tensor, rule: str, mode: str) -> None:
+    net = make_net(rule, mode=mode)
+    from_bytes, masks = net(images), keep_mask_of(net)
+    assert torch.equal(net(images.float() / 255), from_bytes)
+    assert torch.equal(keep_mask_of(net), masks)
+
+
+@EVERY_RULE
+def test_a_batch_leaves_nothing_behind(images: Tensor, rule: str) -> None:
+    """The images, the weights and the results of earlier batches stay as they were."""
+    net = make_net(rule)
+    assert net.last_trace is None
+    pixels, state = images.clone(), {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    logits, trace = net(pixels), net.last_trace
+    kept = logits.clone(), trace.keep_mask.clone()
+    net(images.flip(0))
+    assert torch.equal(net(pixels), logits)
+    assert torch.equal(logits, kept[0]) and torch.equal(trace.keep_mask, kept[1])
+    assert torch.equal(pixels, images)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+    assert not logits.requires_grad
+
+
+@EVERY_RULE
+def test_a_batch_may_be_empty(rule: str) -> None:
+    net = make_net(rule)
+    assert net(torch.zeros(0, 3, 32, 32)).shape == (0, 10)
+    assert keep_mask_of(net).shape == (0, 4)
+    assert macs_of(net).shape == (0,)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32), (2, 3, 32, 16), (2, 3, 64, 64), (32, 32, 3)])
+def test_images_of_another_shape_are_refused(unchecked: None, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"images: expected shape \[B, 3, 32, 32\], got \[") as caught:
+        make_net()(torch.zeros(shape))
+    assert str(list(shape)) in str(caught.value)
+
+
+def test_integers_other_than_bytes_are_refused() -> None:
+    with pytest.raises(ValueError, match="images: expected uint8, or floating point.*int64"):
+        make_net()(torch.zeros(2, 3, 32, 32, dtype=torch.int64))
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown mode 'gahter': .*dense, gather; did you mean 'gather'"):
+        make_net(mode="gahter")
+
+
+@pytest.mark.parametrize("action_unit", ["block", "half"])
+def test_a_policy_for_another_layout_is_refused(action_unit: str) -> None:
+    net = make_net("mlp", action_unit)
+    other = "half" if action_unit == "block" else "block"
+    with pytest.raises(ValueError, match=r"policy: expected one for .*num_units=\d.*, got one for .*num_units=\d"):
+        DynamicViT(net.backbone, net.policy, action_unit=other)
+
+
+@EVERY_RULE
+@UNITS
+@KINDS
+@MODES
+def test_what_is_saved_is_what_is_loaded(
+    tmp_path: Path, images: Tensor, rule: str, action_unit: str, kind: str, mode: str
+) -> None:
+    net = make_net(rule, action_unit, kind, mode=mode)
+    with torch.no_grad():
+        next(net.backbone.parameters()).mul_(1.01)  # not what the registered factory builds
+    net.save(tmp_path / "new" / "run", backbone_name="tiny-vit4", record={"note": [1, None]})
+    loaded = DynamicViT.load(tmp_path / "new" / "run", mode=mode)
+    assert (loaded.action_unit, loaded.mode, loaded.training) == (action_unit, mode, False)
+    assert loaded.policy.layout == net.policy.layout
+    assert torch.equal(loaded(images), net(images))
+    assert torch.equal(keep_mask_of(loaded), keep_mask_of(net))
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in net.state_dict().items())
+
+
+DEPLOY = """
+import sys
+sys.modules["gymnasium"] = sys.modules["stable_baselines3"] = None  # an import of either fails
+import torch
+import vitskip
+from vitskip.backbone import ViT, register_backbone
+architecture = dict(image_size=32, patch_size=16, embed_dim=16, depth=4, num_heads=2, num_classes=10)
+register_backbone("tiny-vit4", lambda: ViT(**architecture))
+net = vitskip.DynamicViT.load(sys.argv[1])
+logits = net(torch.load(sys.argv[2]))
+torch.save([logits, net.last_trace.keep_mask], sys.argv[3])
+assert not any(name.startswith(("gymnasium.", "stable_baselines3.")) for name in sys.modules)
+"""
+
+
+def test_deployment_needs_neither_gymnasium_nor_stable_baselines3(tmp_path: Path, images: Tensor) -> None:
+    net = make_net("mlp", kind="tokens")
+    net.save(tmp_path / "run", backbone_name="tiny-vit4")
+    torch.save(images, tmp_path / "images.pt")
+    paths = [str(tmp_path / name) for name in ("run", "images.pt", "result.pt")]
+    subprocess.run([sys.executable, "-c", DEPLOY, *paths], check=True, timeout=120)
+    logits, keep_mask = torch.load(paths[2])
+    close(logits, net(images))
+    assert torch.equal(keep_mask, keep_mask_of(net))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rule", [*RULES, "random"])
+@UNITS
+def test_a_gpu_agrees_with_the_cpu(tmp_path: Path, images: Tensor, rule: str, action_unit: str) -> None:
+    net = make_net(rule, action_unit, "tokens")
+    net.save(tmp_path, backbone_name="tiny-vit4")
+    for mode in ("gather", "dense"):
+        on_gpu = DynamicViT.load(tmp_path, device="cuda", mode=mode)
+        reference = DynamicViT.load(tmp_path)
+        logits = on_gpu(images.cuda())
+        torch.testing.assert_close(logits.cpu(), reference(images), rtol=1e-3, atol=1e-3)
+        assert torch.equal(keep_mask_of(on_gpu).cpu(), keep_mask_of(reference))
+        assert torch.equal(macs_of(on_gpu).cpu(), macs_of(reference))
+        rows = np.zeros((3, net.policy.layout.size), np.float32)
+        assert on_gpu.policy.predict(rows)[0].tolist() == reference.policy.predict(rows)[0].tolist()
