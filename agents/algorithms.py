@@ -1,6 +1,7 @@
 """Stable-Baselines3 algorithms by name, with defaults that work on twelve-step episodes."""
 
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -9,13 +10,23 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from ..backbone.registry import Registry
+from ..backbone.registry import Registry, unknown_name
 from ..envs.observation import ObservationLayout
 from ..envs.sb3 import SkipVecEnv
 from .policy import MlpRule, Policy
 
 WIDTHS = (64, 64)
 OPEN_BIAS = 1.0  # the untrained policy runs a block with odds exp(2) to 1: near run-all, from where skipping is learnt
+RESERVED = {
+    "policy",
+    "env",
+    "policy_kwargs",
+    "stats_window_size",
+    "tensorboard_log",
+    "seed",
+    "device",
+    "_init_setup_model",
+}
 
 
 @dataclass(frozen=True)
@@ -92,10 +103,14 @@ def make_agent(
         **hyperparameters: override the defaults, as the SB3 class names them.
 
     Raises:
-        ValueError: if the name is unknown, or `n_steps` would cut episodes.
+        ValueError: if the name or a hyperparameter is unknown, or `n_steps` would cut episodes.
     """
     algorithm = ALGORITHMS[name]
     depth = venv.core.num_units
+    valid = set(signature(algorithm.make).parameters) - RESERVED
+    for hyperparameter in hyperparameters:
+        if hyperparameter not in valid:
+            raise unknown_name("hyperparameter", hyperparameter, valid)
     arguments = {"n_steps": algorithm.episodes_per_update * depth, **algorithm.hyperparameters, **hyperparameters}
     if arguments["n_steps"] % depth:
         raise ValueError(f"n_steps: expected a multiple of the {depth} steps of an episode, got {arguments['n_steps']}")

@@ -66,8 +66,9 @@ class Run:
 def write(
     path: Path, description: dict[str, Any], record: dict[str, Any], backbone: Backbone, policy: nn.Module
 ) -> None:
-    """Write a run directory; `run.json` comes last, so that a folder that has it is complete."""
+    """Write a run directory; `run.json` goes first and comes last, so that a folder that has it is complete."""
     path.mkdir(parents=True, exist_ok=True)
+    (path / "run.json").unlink(missing_ok=True)
     save_weights(path / "backbone.safetensors", backbone)
     save_weights(path / "policy.safetensors", policy)
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, **description}
@@ -88,7 +89,7 @@ def read(path: Path) -> Run:
         )
     try:
         values = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: expected JSON, got: {error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(f"{file}: expected a file with format {FORMAT!r}, got something else")

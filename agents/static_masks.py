@@ -28,12 +28,18 @@ class StaticMasks:
 
     def best(self, blocks: int) -> NDArray[np.bool_]:
         """The most accurate mask with this many blocks, bool [L]; of equals the one with earlier blocks."""
-        candidates = np.flatnonzero(self.keep_mask.sum(1) == blocks)
+        candidates = self._with(blocks)
         return self.keep_mask[candidates[self.accuracy[candidates].argmax()]]
 
     def mean_accuracy(self, blocks: int) -> float:
         """Mean over all masks with this many blocks."""
-        return float(self.accuracy[self.keep_mask.sum(1) == blocks].mean())
+        return float(self.accuracy[self._with(blocks)].mean())
+
+    def _with(self, blocks: int) -> NDArray[np.int64]:
+        depth = self.keep_mask.shape[1]
+        if not 0 <= blocks <= depth:
+            raise ValueError(f"blocks: expected 0..{depth}, got {blocks}")
+        return np.flatnonzero(self.keep_mask.sum(1) == blocks)
 
 
 @torch.no_grad()

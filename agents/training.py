@@ -70,7 +70,9 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
     """
     path = Path(path)
     env_config = EnvConfig.from_arguments(config.env)
-    num_envs = config.num_envs or ALGORITHMS[config.algorithm].num_envs
+    if config.total_timesteps < 1:
+        raise ValueError(f"total_timesteps: expected at least 1, got {config.total_timesteps}")
+    num_envs = ALGORITHMS[config.algorithm].num_envs if config.num_envs is None else config.num_envs
     venv = make_sb3_env(num_envs=num_envs, seed=config.seed, **config.env)
     agent = make_agent(
         config.algorithm, venv, seed=config.seed, tensorboard_log=str(path / "tensorboard"), **config.hyperparameters

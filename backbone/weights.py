@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 
@@ -31,7 +31,7 @@ def save_weights(path: Path, module: HasState, dtype: torch.dtype | None = None)
         for name, tensor in module.state_dict().items()
     }
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial)
+    partial.write_bytes(save(tensors))
     partial.replace(path)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..agents.dynamic_vit import DynamicViT
@@ -45,7 +46,12 @@ def demo(out: Path, *, seed: int = 0, scale: float = 1.0, console: Console) -> d
 
     Returns:
         The results as JSON values.
+
+    Raises:
+        ValueError: for a scale that is not positive.
     """
+    if not scale > 0:
+        raise ValueError(f"scale: expected more than 0, got {scale}")
     out.mkdir(parents=True, exist_ok=True)
     console.print("[bold]1/4[/] training: an agent sees what the head would say now, and skips or runs the next block")
     runs = {name: _train(name, int(steps * scale), out / name, seed) for name, steps in AGENTS.items()}
@@ -77,8 +83,8 @@ def demo(out: Path, *, seed: int = 0, scale: float = 1.0, console: Console) -> d
         },
     }
     write_json(out / "results.json", results)
-    console.print(f"pictures, run directories and results.json are in {out}/")
-    console.print(f"reward curves, run rates and skip maps: tensorboard --logdir {out}")
+    console.print(f"pictures, run directories and results.json are in {out}/", markup=False, soft_wrap=True)
+    console.print(f"reward curves, run rates and skip maps: tensorboard --logdir {out}", markup=False, soft_wrap=True)
     return results
 
 
@@ -115,7 +121,7 @@ def _table(evaluations: dict[str, Evaluation], timings: dict[str, Benchmark]) ->
         "at 256",
     ):
         table.add_column(heading, justify="left" if heading == "network" else "right")
-    table.add_column("agent minus it [points]", justify="right")
+    table.add_column(escape("agent minus it [points]"), justify="right")
     dense = next(iter(evaluations.values())).dense
     slow, fast = next(iter(timings.values())).timings
     rates = (f"{slow.dense_throughput:,.0f}", f"{fast.dense_throughput:,.0f}")

@@ -57,4 +57,4 @@ def depth_profile(backbone: Backbone, dataset: Dataset, batch_size: int = 500) -
 
 def _mean(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Mean over the first axis; NaN where there is nothing."""
-    return values.mean(0) if len(values) else np.full(values.shape[1:], np.nan)
+    return np.asarray(values.mean(0)) if len(values) else np.full(values.shape[1:], np.nan)

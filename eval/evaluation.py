@@ -62,6 +62,8 @@ def evaluate(
 
 def validation_masks(backbone: Backbone, validation: Dataset, images: int = 256) -> StaticMasks | None:
     """Every static mask on the first validation images; None for backbones of more than 12 blocks."""
+    if images < 1:
+        raise ValueError(f"images: expected at least 1, got {images}")
     if backbone.depth > ENUMERABLE_DEPTH:
         return None
     return enumerate_static_masks(backbone, validation.images[:images], validation.labels[:images])

@@ -58,5 +58,5 @@ def draw_episodes(net: DynamicViT, dataset: Dataset, index: Sequence[int], path:
     core = SkipCore(net.backbone, dataset, config, len(rows))
     core.reset(rows, np.array(index, np.int64))
     for _ in range(core.num_units):
-        core.step(net.policy.decide(core.observe()).cpu().numpy())
+        core.step(net.policy.decide(core.observe()).long().cpu().numpy())
     Image.fromarray(draw_strip([episode_frame(core, int(row)) for row in rows])).save(path, optimize=True)

@@ -56,8 +56,8 @@ def paired_test(
 
 
 def rank_correlation(x: Float[NDArray[np.floating], " N"], y: Float[NDArray[np.floating], " N"]) -> float:
-    """Spearman's correlation; NaN if either is constant or holds NaN."""
-    if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(x) == 0 or np.ptp(y) == 0:
+    """Spearman's correlation; NaN if either is empty or constant or holds NaN."""
+    if len(x) == 0 or not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 

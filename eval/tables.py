@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from .depth import BANDS, DepthProfile
@@ -35,12 +36,12 @@ def comparison_table(title: str, reference: Measurement, rows: Mapping[str, Meas
     table = Table(title=title)
     for heading in ("network", "accuracy [%]", "units", "MACs [%]", "paths", "corr. with difficulty"):
         table.add_column(heading, justify="left" if heading == "network" else "right")
-    table.add_column("against run-all [points]", justify="right")
+    table.add_column(escape("against run-all [points]"), justify="right")
     table.add_column("p", justify="right")
     for name, row in rows.items():
         test = paired_test(row.correct, reference.correct)
         table.add_row(
-            name,
+            escape(name),
             _percent(row.accuracy),
             f"{row.units_run:.2f}",
             _percent(row.macs_fraction),
@@ -56,7 +57,7 @@ def benchmark_table(result: Benchmark) -> Table:
     """One line per batch size, then mean, geometric mean and worst."""
     table = Table(title="throughput, medians, dense and dynamic in turn on the same images")
     for heading in ("batch", "dense [images/s]", "dynamic [images/s]", "speed-up", "quartiles", "ideal (MACs)"):
-        table.add_column(heading, justify="right")
+        table.add_column(escape(heading), justify="right")
     for timing in result.timings:
         low, high = timing.spread
         table.add_row(

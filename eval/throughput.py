@@ -115,7 +115,12 @@ def benchmark(
         batch_sizes: images in a batch.
         seconds: roughly, for each batch size; at least 12 batches are run.
         seed: of the choice of images.
+
+    Raises:
+        ValueError: unless there is a batch size, and every one is at least 1.
     """
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ValueError(f"batch_sizes: expected one or more integers of at least 1, got {tuple(batch_sizes)}")
     device = next(net.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     resident = images.to(device)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from toys import DEPTH, assert_same, tiny_core, tiny_vit4
 from torch import Tensor
+from toys import DEPTH, assert_same, tiny_core, tiny_vit4
 
 from vitskip.backbone import Dataset, run_masked
 from vitskip.envs import Action, EnvConfig, SkipCore
@@ -108,24 +108,29 @@ def test_macs_by_hand(action_unit: str) -> None:
 @UNITS
 def test_only_rows_that_run_are_computed(action_unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, seen = tiny_vit4().eval().requires_grad_(False), []
-    for name in ("embed", "run_block", "run_half_block", "classify"):
 
-        def counted(*arguments: Any, name: str = name, method: Any = getattr(backbone, name)) -> Tensor:
+    def count(name: str) -> None:
+        method = getattr(backbone, name)
+
+        def counted(*arguments: Any) -> Tensor:
             seen.append((name, *arguments[:-1], len(arguments[-1])))
             return method(*arguments)
 
         monkeypatch.setattr(backbone, name, counted)
+
+    for name in ("embed", "run_block", "run_half_block", "classify"):
+        count(name)
     run_unit = "run_block" if action_unit == "block" else "run_half_block"
     core = SkipCore(backbone, tiny_core(1).dataset, EnvConfig(action_unit=action_unit), 6)
     core.reset(ROWS, IMAGES)
     assert seen == [("embed", 6), ("classify", 6)]
-    for unit, count in enumerate([6, 0, 1, 5]):
+    for unit, running in enumerate([6, 0, 1, 5]):
         seen.clear()
-        core.step((np.arange(6) < count).astype(np.int64))
-        assert seen == ([(run_unit, unit, count), ("classify", count)] if count else [])
+        core.step((np.arange(6) < running).astype(np.int64))
+        assert seen == ([(run_unit, unit, running), ("classify", running)] if running else [])
         core.observe()
         core.info()
-        assert len(seen) == (2 if count else 0)
+        assert len(seen) == (2 if running else 0)
     seen.clear()
     core.reset(np.array([2, 4]), np.array([0, 1]))
     assert seen == [("embed", 2), ("classify", 2)]
@@ -157,9 +162,11 @@ def test_rows_may_begin_in_any_order() -> None:
     core.reset(ROWS, IMAGES)
     other.reset(order, IMAGES[order])
     assert_same(other.info(), core.info())
-    torch.testing.assert_close(other.logits, core.logits)
+    torch.testing.assert_close(other.tokens, core.tokens)
+    play(core, random_masks(DEPTH), IMAGES[::-1].copy())
     for rows in ([5, 0], [3], [1, 4, 2]):  # and in pieces
         core.reset(np.array(rows), IMAGES[rows])
+    torch.testing.assert_close(core.tokens, other.tokens)
     torch.testing.assert_close(core.observe(), other.observe())
 
 
@@ -203,7 +210,9 @@ def golden_episodes(action_unit: str, observation: str) -> dict[str, Any]:
         reward = core.step(column)
         now = {"reward": reward, "observation": core.observe(), "prediction": core.logits.argmax(1)}
         steps.append({**now, "macs": core.info()["macs"]})
-    rounded = [{key: np.asarray(value).astype(float).round(4).tolist() for key, value in step.items()} for step in steps]
+    rounded = [
+        {key: np.asarray(value).astype(float).round(4).tolist() for key, value in step.items()} for step in steps
+    ]
     return {"actions": actions.tolist(), "steps": rounded}
 
 

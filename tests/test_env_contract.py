@@ -82,7 +82,7 @@ def test_gym_make_wraps_as_usual_and_nothing_is_complained_of(render_mode: str) 
 @EVERY_KIND
 def test_a_spec_survives_json(kind: dict[str, Any]) -> None:
     env = make(**kind)
-    again = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    again: Any = gym.make(EnvSpec.from_json(env.spec.to_json()))
     assert again.spec == env.spec
     assert again.spec.kwargs == {**TINY, **kind}
     assert again.unwrapped.core.config == env.unwrapped.core.config
@@ -91,7 +91,7 @@ def test_a_spec_survives_json(kind: dict[str, Any]) -> None:
 
 def test_the_vector_faces_spec_survives_json() -> None:
     envs = make(3, **KINDS[1], output="numpy", autoreset_mode="NEXT_STEP")
-    again = gym.make_vec(EnvSpec.from_json(envs.spec.to_json()))
+    again: Any = gym.make_vec(EnvSpec.from_json(envs.spec.to_json()))
     assert again.spec == envs.spec
     assert (type(again), again.num_envs, again.autoreset_mode) == (type(envs), 3, envs.autoreset_mode)
     assert_same(rollout(again), rollout(envs), tolerance=0)

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from toys import DEPTH, tiny_core, tiny_vit4
 from torch.nn import functional as F
+from toys import DEPTH, tiny_core, tiny_vit4
 
 from vitskip.envs import ObservationLayout
 from vitskip.envs.observation import belief
@@ -101,15 +101,13 @@ def test_summaries_stay_within_the_bound_for_any_tokens() -> None:
 def test_the_depth_one_hot_moves_and_is_zero_at_the_end(kind: str, action_unit: str, units: int) -> None:
     core = tiny_core(2, observation=kind, action_unit=action_unit)
     core.reset(np.arange(2), np.array([5, 6]))
-    for unit in range(units + 1):
-        observation = core.observe()
+    for unit in range(units):
         expected = [float(unit == other) for other in range(units)]
-        assert observation[:, core.layout.depth].tolist() == [expected] * 2
-        assert observation.abs().max() <= core.layout.bound
-        if unit < units:
-            core.step(np.array([1, 0]))
-    assert sum(expected) == 0
-    assert observation[:, core.layout.depth.stop].tolist() == [1, 0]
+        assert core.observe()[:, core.layout.depth].tolist() == [expected] * 2
+        core.step(np.array([1, 0]))
+    last = core.observe()
+    assert last[:, core.layout.depth].tolist() == [[0.0] * units] * 2
+    assert last[:, core.layout.depth.stop].tolist() == [1, 0]
 
 
 def test_an_observation_is_not_overwritten_by_the_next() -> None:

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from toys import DEPTH, tiny_core, tiny_vit4
 from torch import Tensor
+from toys import DEPTH, tiny_core, tiny_vit4
 
 from vitskip.backbone import run_masked
 from vitskip.envs.reward import COSTS, TASK_REWARDS, Outcome, blockdrop, correct, kl, logprob, margin

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from rich.console import Console
+from rich.text import Text
 
 from vitskip.agents import DynamicViT
 from vitskip.agents.run_directory import Run, read, versions, write_json
@@ -16,6 +17,7 @@ from vitskip.backbone import Dataset, ViT, load_backbone, load_dataset
 from vitskip.backbone.pretrain import pretrain as pretrain_backbone
 from vitskip.backbone.weights import save_weights
 from vitskip.envs import EnvConfig
+from vitskip.envs.config import check_device
 from vitskip.eval.demo import demo as run_demo
 from vitskip.eval.depth import depth_profile
 from vitskip.eval.evaluation import evaluate as evaluate_net
@@ -138,8 +140,8 @@ def train(
     config = TrainConfig(algorithm, total_timesteps, seed, num_envs, overrides, env.arguments())
     result = train_agent(config, out)
     last = {name: column[-1] for name, column in result.curve.items() if column}
-    console.print(f"{out}: " + ", ".join(f"{name} {value:.4g}" for name, value in last.items()))
-    console.print(f"curves: tensorboard --logdir {out}")
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.items())
+    console.print(f"{out}: {numbers}\ncurves: tensorboard --logdir {out}", markup=False, soft_wrap=True)
     _write(json, read(out).record)
 
 
@@ -176,7 +178,7 @@ def benchmark(
         device: where to run.
         json: also write the numbers here.
     """
-    net = DynamicViT.load(run, device=device)
+    net = DynamicViT.load(run, device=str(check_device(device)))
     result = benchmark_net(net, _split(read(run), "test").images, batch_sizes=batch_sizes, seconds=seconds)
     console.print(benchmark_table(result))
     _write(json, {"run": str(run), "device": device, "versions": versions(), **result.summary()})
@@ -199,8 +201,8 @@ def main() -> None:
     commands = (pretrain, depth, train, evaluate, benchmark, demo)
     try:
         tyro.extras.subcommand_cli_from_dict({command.__name__: command for command in commands}, prog="vitskip")
-    except (ValueError, FileNotFoundError) as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False)
+    except (ValueError, OSError) as error:
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise SystemExit(2) from error
 
 

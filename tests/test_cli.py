@@ -1,0 +1,232 @@
+"""Every command through a subprocess: help, a tiny run of each, and wrong arguments."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitskip.agents.run_directory import read
+
+COMMANDS = ("pretrain", "depth", "train", "evaluate", "benchmark", "demo")
+TINY = ["--backbone", "tiny-vit4", "--dataset", "tiny-digits"]
+ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+BATCH = '{"batch_size": 64}'
+
+# name: arguments, and what the message must say. RUN, FILE and BROKEN stand for paths.
+WRONG: dict[str, tuple[list[str], str]] = {
+    "algorithm": (
+        ["train", "RUN2", "--algorithm", "pppo", *TINY],
+        "unknown algorithm 'pppo': expected one of a2c, ppo",
+    ),
+    "suggestion": (["train", "RUN2", "--algorithm", "pppo", *TINY], "did you mean 'ppo'"),
+    "backbone": (["train", "RUN2", "--backbone", "tiny-vit5"], "unknown backbone 'tiny-vit5': expected one of"),
+    "data set": (["depth", "--dataset", "didgits"], "unknown data set 'didgits': expected one of"),
+    "data root": (["depth", *TINY, "--data-root", "RUN2"], "data_root: expected an existing folder"),
+    "no JSON": (["train", "RUN2", *TINY, "--hyperparameters", "{"], "hyperparameters: expected a JSON object, got '{'"),
+    "no object": (["train", "RUN2", *TINY, "--hyperparameters", "[1]"], "expected a JSON object, got '[1]'"),
+    "hyperparameter": (["train", "RUN2", *TINY, "--hyperparameters", '{"gama": 1}'], "unknown hyperparameter 'gama'"),
+    "n_steps": (
+        ["train", "RUN2", *TINY, "--hyperparameters", '{"n_steps": 3}'],
+        "n_steps: expected a multiple of the 4",
+    ),
+    "num_envs": (["train", "RUN2", *TINY, "--num-envs", "0"], "num_envs: expected"),
+    "timesteps": (["train", "RUN2", *TINY, "--total-timesteps", "0"], "total_timesteps: expected at least 1, got 0"),
+    "run is a file": (["train", "FILE", *TINY, "--num-envs", "8", "--hyperparameters", BATCH], "FILE"),
+    "no run": (["evaluate", "RUN2"], "run directory: expected a folder with run.json"),
+    "broken run": (["benchmark", "BROKEN"], "run.json: expected JSON, got"),
+    "masks": (["evaluate", "RUN", "--static-mask-images", "-1"], "images: expected at least 1, got -1"),
+    "batch size": (["benchmark", "RUN", "--batch-sizes", "4", "0"], "batch_sizes: expected one or more integers"),
+    "device": (["benchmark", "RUN", "--device", "gpu"], 'device: expected a PyTorch device such as "cpu"'),
+    "classes": (["pretrain", "--out", "RUN2", "--dataset", "tiny-digits"], "train: expected at least 128 images"),
+    "patch": (["pretrain", "--out", "RUN2", "--dataset", "small-digits", "--patch-size", "5"], "image_size: expected"),
+    "demo": (["demo", "--out", "RUN2", "--scale", "0"], "scale: expected more than 0, got 0.0"),
+}
+
+# name: arguments, and what tyro's message, in a box of several lines, must name.
+UNPARSABLE: dict[str, tuple[list[str], str]] = {
+    "nothing": ([], "pretrain"),
+    "command": (["trian"], "train"),
+    "option": (["train", "RUN2", "--sed", "1"], "--seed"),
+    "value": (["train", "RUN2", "--seed", "x"], "x"),
+    "positional": (["evaluate"], "run directory"),
+    "reward": (["train", "RUN2", *TINY, "--reward", "corect"], "unknown reward 'corect': expected one of"),
+    "cost weight": (["train", "RUN2", *TINY, "--cost-weight", "-1"], "cost_weight: expected a finite number"),
+    "choice": (["depth", "--split", "train"], "validation"),
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has run."""
+
+    code: Any
+    out: str
+    error: str
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli [1]")  # brackets are markup to rich
+    (path / "FILE").write_text("")
+    (path / "BROKEN").mkdir()
+    (path / "BROKEN" / "run.json").write_text("{")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> dict[str, Finished]:
+    """All command lines, one after the other in one subprocess."""
+    small = ["--embed-dim", "8", "--depth", "2", "--patch-size", "16", "--epochs", "1", "--dataset", "small-digits"]
+    timesteps = ["--num-envs", "8", "--total-timesteps", "128", "--hyperparameters", BATCH]
+    sizes = ["--batch-sizes", "1", "4", "--seconds", "0.01"]
+    lines = {
+        "help": ["--help"],
+        **{f"help {command}": [command, "--help"] for command in COMMANDS},
+        "train": ["train", "RUN", *TINY, *timesteps, "--cost-weight", "0.2", "--seed", "3", "--json", "train.json"],
+        "evaluate": ["evaluate", "RUN", "--static-mask-images", "8", "--json", "evaluate.json"],
+        "evaluate without masks": ["evaluate", "RUN", "--static-mask-images", "0"],
+        "benchmark": ["benchmark", "RUN", *sizes, "--json", "benchmark.json"],
+        "pretrain": ["pretrain", "--out", "weights/small", *small, "--json", "pretrain.json"],
+        "depth": ["depth", *TINY, "--split", "validation", "--json", "depth.json"],
+        **{f"wrong {name}": arguments for name, (arguments, _) in WRONG.items()},
+        **{f"unparsable {name}": arguments for name, (arguments, _) in UNPARSABLE.items()},
+    }
+    names = ("RUN", "RUN2", "FILE", "BROKEN")
+    absolute = [[str(folder / word) if word in names else word for word in line] for line in lines.values()]
+    (folder / "lines.json").write_text(json.dumps(absolute))
+    driver = Path(__file__).with_name("cli_driver.py")
+    subprocess.run(
+        [sys.executable, driver, "lines.json", "finished.json"], cwd=folder, env=ENVIRONMENT, check=True, timeout=200
+    )
+    results = json.loads((folder / "finished.json").read_text())
+    return {name: Finished(*result) for name, result in zip(lines, results, strict=True)}
+
+
+def check(result: Finished) -> str:
+    """Standard output of a command that succeeded."""
+    assert result.code == 0, result.error
+    return result.out
+
+
+def test_help_lists_the_commands(finished: dict[str, Finished]) -> None:
+    assert all(command in check(finished["help"]) for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(finished: dict[str, Finished], command: str) -> None:
+    text = check(finished[f"help {command}"])
+    assert f"usage: vitskip {command}" in text
+    assert "--json" in text
+    assert "TODO" not in text and "__" not in text
+
+
+def test_train(finished: dict[str, Finished], folder: Path) -> None:
+    text = check(finished["train"])
+    run = folder / "RUN"
+    assert f"{run}: timesteps 128, episode_return " in text
+    assert f"curves: tensorboard --logdir {run}\n" in text
+    assert json.loads((folder / "train.json").read_text()) == read(run).record
+    train = read(run).record["train"]
+    assert (train["seed"], train["algorithm"], train["env"]["cost_weight"]) == (3, "ppo", 0.2)
+
+
+def test_evaluate(finished: dict[str, Finished], folder: Path) -> None:
+    text = check(finished["evaluate"])
+    summary = json.loads((folder / "evaluate.json").read_text())
+    assert {"run", "versions", "net", "dense", "rivals", "net_minus"} <= set(summary)
+    assert set(summary["rivals"]) == {"random skip", "first k", "best static mask", "early exit"}
+    for name in ("run-all (dense)", "RUN", "against run-all [points]", *summary["rivals"]):
+        assert name in text
+    assert "early exit" in check(finished["evaluate without masks"])
+    assert "best static" not in finished["evaluate without masks"].out
+
+
+def test_benchmark(finished: dict[str, Finished], folder: Path) -> None:
+    text = check(finished["benchmark"])
+    summary = json.loads((folder / "benchmark.json").read_text())
+    assert [row["batch_size"] for row in summary["sizes"]] == [1, 4]
+    assert {"run", "device", "versions", "threads", "speed_up_geometric_mean", "speed_up_worst"} <= set(summary)
+    assert "dense [images/s]" in text and "geo. mean" in text
+
+
+def test_pretrain(finished: dict[str, Finished], folder: Path) -> None:
+    assert "accuracy of the first k blocks" in check(finished["pretrain"])
+    card = json.loads((folder / "weights" / "small.json").read_text())
+    assert card == json.loads((folder / "pretrain.json").read_text())
+    assert card["architecture"]["depth"] == 2
+    assert card["training"]["dataset"] == "small-digits" and card["training"]["steps"] == 2
+    assert len(card["test_accuracy_of_first_k_blocks"]) == 3
+    assert (folder / "weights" / "small.safetensors").stat().st_size > 1000
+
+
+def test_depth(finished: dict[str, Finished], folder: Path) -> None:
+    assert "accuracy of the first k blocks" in check(finished["depth"])
+    profile = json.loads((folder / "depth.json").read_text())
+    assert (profile["backbone"], profile["dataset"], profile["split"]) == ("tiny-vit4", "tiny-digits", "validation")
+    assert len(profile["accuracy"]) == 5
+    assert profile["rank_correlation"] is not None
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments_are_explained_on_one_line(finished: dict[str, Finished], name: str) -> None:
+    result, (_, message) = finished[f"wrong {name}"], WRONG[name]
+    assert result.code == 2, result.error
+    line = result.error.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert message in line
+    assert "Traceback" not in result.error
+    assert not result.out
+
+
+@pytest.mark.parametrize("name", UNPARSABLE)
+def test_what_cannot_be_parsed_is_explained(finished: dict[str, Finished], name: str) -> None:
+    result, (_, word) = finished[f"unparsable {name}"], UNPARSABLE[name]
+    assert result.code == 2
+    assert word in " ".join(result.error.split())
+    assert "Traceback" not in result.error
+
+
+def test_wrong_arguments_write_nothing(finished: dict[str, Finished], folder: Path) -> None:
+    assert finished
+    assert not list(folder.glob("RUN2*"))
+    assert (folder / "FILE").read_text() == ""
+
+
+def script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The installed `vitskip` itself."""
+    path = Path(sys.executable).with_name("vitskip")
+    return subprocess.run([path, *arguments], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=1500)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_the_installed_script_on_the_default_task(tmp_path: Path) -> None:
+    assert script("evaluate", "missing", cwd=tmp_path).returncode == 2
+    steps = ["--num-envs", "64", "--total-timesteps", "1536", "--hyperparameters", '{"batch_size": 512}']
+    for arguments in (
+        ["depth", "--json", "depth.json"],
+        ["train", "run", *steps],
+        ["evaluate", "run", "--static-mask-images", "4", "--json", "evaluate.json"],
+        ["benchmark", "run", "--batch-sizes", "1", "8", "--seconds", "0.2", "--json", "benchmark.json"],
+    ):
+        result = script(*arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    accuracy = json.loads((tmp_path / "depth.json").read_text())["accuracy"]
+    assert accuracy[12] > 0.8 and accuracy[0] < 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_the_demo(tmp_path: Path) -> None:
+    result = script("demo", "--out", "demo", "--scale", "0.03", "--json", "results.json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "[points]" in result.stdout
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["agents"]) == {"ppo", "a2c"}
+    for picture in ("reward_curves", "accuracy_over_compute", "episodes"):
+        assert (tmp_path / "demo" / f"{picture}.png").stat().st_size > 10_000

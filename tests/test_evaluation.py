@@ -1,0 +1,266 @@
+"""Measurements, rivals at equal compute, depth profiles, and the tables made of them."""
+
+import io
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import toys  # noqa: F401 - registers the tiny names
+from nets import distinct, make_net
+from rich.console import Console
+from rich.table import Table
+
+from vitskip.agents import DynamicViT, baselines
+from vitskip.agents.static_masks import StaticMasks
+from vitskip.backbone import Dataset, ViT, load_backbone
+from vitskip.backbone.digits import digits
+from vitskip.envs import ObservationLayout
+from vitskip.eval import Measurement, evaluate, measure, validation_masks
+from vitskip.eval import rivals as rivals_module
+from vitskip.eval.depth import depth_profile
+from vitskip.eval.rivals import Rivals
+from vitskip.eval.tables import comparison_table, depth_table
+
+CLASSES = tuple("0123456789")
+
+
+def relabelled(split: str, size: int) -> Dataset:
+    """Digits; the label is what the whole tiny net says, but for a third of the images, where it is the digit."""
+    images, labels, difficulty = digits(split, size)
+    with torch.no_grad():
+        prediction = load_backbone("tiny-vit4")(images).argmax(1)
+    return Dataset(images, torch.where(torch.arange(size) % 3 > 0, prediction, labels), CLASSES, difficulty)
+
+
+@pytest.fixture(scope="module")
+def validation() -> Dataset:
+    return relabelled("validation", 400)
+
+
+@pytest.fixture(scope="module")
+def test_part() -> Dataset:
+    return relabelled("test", 1000)
+
+
+@pytest.fixture(scope="module")
+def net() -> DynamicViT:
+    return make_net("early-exit")
+
+
+@pytest.fixture(scope="module")
+def masks(net: DynamicViT, validation: Dataset) -> StaticMasks:
+    found = validation_masks(net.backbone, validation, images=100)
+    assert found is not None
+    return found
+
+
+def render(table: Table) -> str:
+    text = io.StringIO()
+    Console(file=text, width=200).print(table)
+    return text.getvalue()
+
+
+def test_counts(net: DynamicViT, test_part: Dataset) -> None:
+    measurement = measure(net, test_part)
+    logits = net(test_part.images)
+    keep_mask = net.last_trace.keep_mask.numpy()
+    assert np.array_equal(measurement.correct, (logits.argmax(1) == test_part.labels).numpy())
+    assert np.array_equal(measurement.keep_mask, keep_mask)
+    assert np.array_equal(measurement.macs, net.last_trace.macs.numpy())
+    assert measurement.accuracy == measurement.correct.mean()
+    assert measurement.units_run == pytest.approx(keep_mask.sum() / 1000)
+    assert measurement.dense_macs == net.backbone.macs.total
+    total = net.backbone.macs.total
+    assert measurement.macs_fraction == pytest.approx(net.last_trace.macs.double().mean().item() / total)
+    assert measurement.distinct_paths == distinct(keep_mask) == 4
+    assert np.array_equal(measurement.difficulty, test_part.difficulty.numpy().astype(np.float64))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100, 1000, 5000])
+def test_the_batch_size_does_not_matter(net: DynamicViT, test_part: Dataset, batch_size: int) -> None:
+    part = Dataset(test_part.images[:100], test_part.labels[:100], CLASSES, test_part.difficulty[:100])
+    measurement, expected = measure(net, part, batch_size=batch_size), measure(net, part)
+    for name in ("correct", "keep_mask", "macs"):
+        assert np.array_equal(getattr(measurement, name), getattr(expected, name))
+
+
+def test_run_all_costs_exactly_what_dense_does(net: DynamicViT, test_part: Dataset) -> None:
+    layout = ObservationLayout.of(net.backbone, "belief", "block")
+    dense = measure(DynamicViT(net.backbone, baselines.run_all(layout)).eval(), test_part)
+    assert dense.macs_fraction == 1
+    assert (dense.distinct_paths, dense.units_run) == (1, 4)
+    assert math.isnan(dense.difficulty_correlation)
+    with torch.no_grad():
+        expected = (net.backbone(test_part.images).argmax(1) == test_part.labels).double().mean()
+    assert dense.accuracy == pytest.approx(expected.item())
+
+
+def test_difficulty_correlates_with_units_run() -> None:
+    keep_mask = np.arange(4) < np.array([[1], [2], [3], [4]])
+    macs, difficulty = np.array([1, 2, 3, 4]), np.array([0.1, 0.2, 0.3, 0.4])
+    rising = Measurement(np.ones(4, bool), keep_mask, macs, 4, difficulty)
+    assert rising.difficulty_correlation == pytest.approx(1)
+    assert replace(rising, difficulty=difficulty[::-1]).difficulty_correlation == pytest.approx(-1)
+    assert rising.summary() == {
+        "images": 4,
+        "accuracy": 1.0,
+        "units_run": 2.5,
+        "macs_fraction": 0.625,
+        "distinct_paths": 4,
+        "difficulty_correlation": pytest.approx(1),
+        "run_rate": [1.0, 0.75, 0.5, 0.25],
+    }
+
+
+@pytest.mark.parametrize("fraction", [0.55, 0.7, 0.9])
+def test_rivals_compute_as_much_as_the_network(
+    net: DynamicViT, validation: Dataset, test_part: Dataset, masks: StaticMasks, fraction: float
+) -> None:
+    target = fraction * net.backbone.macs.total
+    found = Rivals(net, validation, test_part, masks).at(target, target)
+    assert list(found) == ["random skip", "first k", "best static mask", "early exit"]
+    for name in ("random skip", "first k", "best static mask"):
+        assert found[name].macs.mean() == pytest.approx(target, rel=0.02), name
+    first, best = found["first k"].keep_mask, found["best static mask"].keep_mask
+    assert (first[:, :-1] >= first[:, 1:]).all()  # prefixes
+    assert {tuple(mask) for mask in best.tolist()} <= {tuple(masks.best(k).tolist()) for k in range(5)}
+    assert found["random skip"].distinct_paths == 8 and found["random skip"].keep_mask[:, 0].all()
+
+
+def test_targets_out_of_reach_give_the_nearest(net: DynamicViT, validation: Dataset, test_part: Dataset) -> None:
+    rivals = Rivals(net, validation, test_part)
+    found = rivals.at(1e9, 1e9)
+    assert list(found) == ["random skip", "first k", "early exit"]
+    assert all(rival.keep_mask.all() for rival in found.values())
+    found = rivals.at(1.0, 1.0)
+    assert not found["first k"].keep_mask.any()
+    for name in ("random skip", "early exit"):
+        assert found[name].keep_mask.sum(1).tolist() == [1] * 1000  # unit 0 always runs
+
+
+@pytest.mark.parametrize("fraction", [0.6, 0.8, 0.95])
+def test_early_exit_is_tuned_to_the_target(net: DynamicViT, validation: Dataset, fraction: float) -> None:
+    target = fraction * net.backbone.macs.total
+    tuned = Rivals(net, validation, validation).early_exit(target)
+    assert tuned.macs.mean() == pytest.approx(target, rel=0.02)
+
+
+def test_early_exit_is_tuned_on_validation_alone(
+    net: DynamicViT, validation: Dataset, test_part: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[Dataset, float]] = []
+
+    def spy(network: DynamicViT, dataset: Dataset, **arguments: object) -> Measurement:
+        measured.append((dataset, network.policy.rule.arguments["threshold"]))
+        return measure(network, dataset)
+
+    monkeypatch.setattr(rivals_module, "measure", spy)
+    target = 0.8 * net.backbone.macs.total
+    on_test = Rivals(net, validation, test_part).early_exit(target)
+    assert [dataset is test_part for dataset, _ in measured] == [False] * (len(measured) - 1) + [True]
+    monkeypatch.undo()
+    policy = baselines.early_exit(net.policy.layout, measured[-1][1])
+    assert np.array_equal(on_test.macs, measure(DynamicViT(net.backbone, policy).eval(), test_part).macs)
+
+
+def test_the_best_static_mask_is_chosen_on_validation(
+    net: DynamicViT, validation: Dataset, test_part: Dataset, masks: StaticMasks
+) -> None:
+    unlike_any = [True, False, False, True]
+    known = StaticMasks(masks.keep_mask, np.where((masks.keep_mask == unlike_any).all(1), 1.0, 0.0))
+    macs = net.backbone.macs
+    target = float(macs.stem + macs.head + sum(macs.units("block")[:2]))
+    best = Rivals(net, validation, test_part, known).at(target, target)["best static mask"]
+    assert (best.keep_mask == unlike_any).all()
+
+
+def test_half_blocks_have_no_static_masks(validation: Dataset, test_part: Dataset, masks: StaticMasks) -> None:
+    half = make_net("early-exit", "half")
+    target = 0.7 * half.backbone.macs.total
+    found = Rivals(half, validation, test_part, masks).at(target, target)
+    assert list(found) == ["random skip", "first k", "early exit"]
+    for rival in ("random skip", "first k"):
+        assert found[rival].macs.mean() == pytest.approx(target, rel=0.02)
+        assert found[rival].keep_mask.shape == (1000, 8)
+
+
+def test_deep_nets_have_no_static_masks(validation: Dataset) -> None:
+    deep = ViT(image_size=32, patch_size=16, embed_dim=8, depth=13, num_heads=1)
+    assert validation_masks(deep, validation) is None
+
+
+def test_masks_are_tried_on_at_least_one_image(net: DynamicViT, validation: Dataset) -> None:
+    with pytest.raises(ValueError, match="images: expected at least 1, got -3"):
+        validation_masks(net.backbone, validation, images=-3)
+
+
+def test_an_evaluation_holds_everything(
+    net: DynamicViT, validation: Dataset, test_part: Dataset, masks: StaticMasks
+) -> None:
+    evaluation = evaluate(net, validation, test_part, masks)
+    assert np.array_equal(evaluation.net.correct, measure(net, test_part).correct)
+    assert evaluation.dense.macs_fraction == 1
+    for name in ("random skip", "first k", "best static mask"):
+        assert evaluation.rivals[name].macs_fraction == pytest.approx(evaluation.net.macs_fraction, rel=0.02)
+    early = evaluation.rivals["early exit"]  # the net is an early exit itself
+    assert early.accuracy == pytest.approx(evaluation.net.accuracy, abs=0.01)
+    assert early.macs_fraction == pytest.approx(evaluation.net.macs_fraction, rel=0.02)
+
+    summary = json.loads(json.dumps(evaluation.summary(), allow_nan=False))
+    assert set(summary) == {"net", "dense", "rivals", "net_minus", "no_worse_than_dense_by_half_a_point"}
+    assert set(summary["rivals"]) == set(evaluation.rivals)
+    assert set(summary["net_minus"]) == {"dense", *evaluation.rivals}
+    minus_dense = summary["net_minus"]["dense"]
+    assert set(minus_dense) == {"difference", "low", "high", "p_value"}
+    assert minus_dense["difference"] == pytest.approx(evaluation.net.accuracy - evaluation.dense.accuracy)
+    assert summary["no_worse_than_dense_by_half_a_point"] == (minus_dense["low"] > -0.005)
+    assert summary["net"]["images"] == 1000
+
+    text = render(comparison_table("a title", evaluation.dense, evaluation.rows("mine")))
+    for name in ("a title", "run-all (dense)", "mine", *evaluation.rivals):
+        assert name in text
+    assert f"{100 * evaluation.net.accuracy:.1f}" in text
+    assert "+0.00 [+0.00, +0.00]" in text  # dense against itself
+
+
+def test_the_depth_profile_follows_the_prefixes(test_part: Dataset) -> None:
+    backbone = load_backbone("tiny-vit4")
+    layout = ObservationLayout.of(backbone, "belief", "block")
+    profile = depth_profile(backbone, test_part, batch_size=300)
+    correct = np.stack(
+        [measure(DynamicViT(backbone, baselines.first_k(layout, k)).eval(), test_part).correct for k in range(5)]
+    )
+    assert profile.accuracy.tolist() == pytest.approx(correct.mean(1).tolist())
+    with torch.no_grad():
+        whole = (backbone(test_part.images).argmax(1) == test_part.labels).double().mean().item()
+    assert profile.accuracy[4] == pytest.approx(whole)
+    difficulty = test_part.difficulty.numpy()
+    for band in range(5):
+        inside = (difficulty >= band / 5) & (difficulty < (band + 1) / 5)
+        assert profile.by_difficulty[:, band].tolist() == pytest.approx(correct[:, inside].mean(1).tolist())
+        needed = [min(k for k in range(5) if correct[k:, row].all()) for row in np.flatnonzero(inside & correct[-1])]
+        assert profile.blocks_needed[band] == pytest.approx(np.mean(needed))
+    text = render(depth_table(profile))
+    assert all(f"{100 * value:.1f}" in text for value in profile.accuracy)
+
+
+def test_a_depth_profile_without_difficulty(test_part: Dataset) -> None:
+    unknown = replace(test_part, difficulty=torch.full((1000,), torch.nan))
+    profile = depth_profile(load_backbone("tiny-vit4"), unknown)
+    assert profile.accuracy.tolist() == depth_profile(load_backbone("tiny-vit4"), test_part).accuracy.tolist()
+    assert np.isnan(profile.by_difficulty).all() and np.isnan(profile.blocks_needed).all()
+    assert math.isnan(profile.correlation)
+    assert "-" in render(depth_table(profile))
+
+
+def test_a_depth_profile_of_a_net_that_is_never_right(test_part: Dataset) -> None:
+    with torch.no_grad():
+        prediction = load_backbone("tiny-vit4")(test_part.images).argmax(1)
+    profile = depth_profile(load_backbone("tiny-vit4"), replace(test_part, labels=(prediction + 1) % 10))
+    assert profile.accuracy[4] == 0
+    assert np.isnan(profile.blocks_needed).all()
+    assert math.isnan(profile.correlation)
+    render(depth_table(profile))

@@ -1,0 +1,72 @@
+"""Pictures of results: PNG files with something on them that follows the numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nets import make_net
+from numpy.typing import NDArray
+from PIL import Image
+from toys import tiny_core
+
+from vitskip.backbone import load_dataset
+from vitskip.envs.single import episode_frame
+from vitskip.envs.viewer import draw_strip
+from vitskip.eval.figures import draw_accuracy_over_compute, draw_episodes, draw_reward_curves
+
+CURVE = {
+    "timesteps": [1e5, 2e5, 3e5],
+    "episode_return": [0.2, 0.5, 0.6],
+    "success_rate": [0.7, 0.8, 0.85],
+    "macs_fraction": [0.9, 0.6, 0.5],
+}
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """RGB pixels; the file is a PNG."""
+    assert path.read_bytes().startswith(b"\x89PNG")
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def share_drawn(pixels: NDArray[np.uint8]) -> float:
+    """Share of the pixels that are not background."""
+    return float((pixels < 250).any(-1).mean())
+
+
+def test_reward_curves(tmp_path: Path) -> None:
+    draw_reward_curves({"PPO": CURVE}, tmp_path / "one.png")
+    draw_reward_curves({"PPO": CURVE, "A2C": {**CURVE, "success_rate": [0.1, 0.2, 0.3]}}, tmp_path / "two.png")
+    one, two = read_picture(tmp_path / "one.png"), read_picture(tmp_path / "two.png")
+    assert one.shape[1] > 2 * one.shape[0] > 600  # three panels side by side
+    assert 0.01 < share_drawn(one) < 0.5
+    assert (one != two).any()
+
+
+def test_accuracy_over_compute(tmp_path: Path) -> None:
+    points = {"first k": [(1.0, 0.9), (0.3, 0.5), (0.6, 0.8)], "PPO": [(0.5, 0.85)]}
+    draw_accuracy_over_compute(points, tmp_path / "lines.png", lines=("first k",))
+    draw_accuracy_over_compute(points, tmp_path / "dots.png")
+    lines, dots = read_picture(tmp_path / "lines.png"), read_picture(tmp_path / "dots.png")
+    assert min(lines.shape[:2]) > 400
+    assert 0.01 < share_drawn(lines) < 0.5
+    assert (lines != dots).any()
+    draw_accuracy_over_compute(
+        {name: points[name][::-1] for name in points}, tmp_path / "again.png", lines=("first k",)
+    )
+    assert np.array_equal(read_picture(tmp_path / "again.png"), lines)  # joined in order of compute
+
+
+@pytest.mark.parametrize(
+    ("rule", "action_unit", "kind"), [("early-exit", "block", "belief"), ("mlp", "half", "tokens")]
+)
+def test_episodes(tmp_path: Path, rule: str, action_unit: str, kind: str) -> None:
+    net, dataset, index = make_net(rule, action_unit, kind), load_dataset("tiny-digits", "test"), [3, 0, 41]
+    draw_episodes(net, dataset, index, tmp_path / "episodes.png")
+    net(dataset.images[index])
+    core = tiny_core(3, split="test", observation=kind, action_unit=action_unit)
+    core.reset(np.arange(3), np.array(index))
+    for kept in net.last_trace.keep_mask.T:
+        core.step(kept.long().numpy())
+    expected = draw_strip([episode_frame(core, row) for row in range(3)])
+    assert np.array_equal(read_picture(tmp_path / "episodes.png"), expected)
+    assert expected.std() > 5

@@ -1,0 +1,88 @@
+"""Enumeration of static masks against brute force."""
+
+import numpy as np
+import pytest
+import torch
+import toys  # noqa: F401 - registers the tiny names
+from torch import Tensor
+
+from vitskip.agents import enumerate_static_masks
+from vitskip.agents.static_masks import StaticMasks
+from vitskip.backbone import Dataset, ViT, load_backbone, load_dataset, run_masked
+
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return load_dataset("tiny-digits", "validation").images[:COUNT]
+
+
+@pytest.fixture(scope="module")
+def labels(images: Tensor) -> Tensor:
+    """What the whole net says of every other image, so that the masks differ in accuracy, and the truth of the rest."""
+    with torch.no_grad():
+        prediction = load_backbone("tiny-vit4")(images).argmax(1)
+    dataset: Dataset = load_dataset("tiny-digits", "validation")
+    return torch.where(torch.arange(COUNT) % 2 == 0, prediction, dataset.labels[:COUNT])
+
+
+@pytest.fixture(scope="module")
+def masks(images: Tensor, labels: Tensor) -> StaticMasks:
+    return enumerate_static_masks(load_backbone("tiny-vit4"), images, labels, chunk=16)  # the last chunk is smaller
+
+
+def test_enumeration_equals_brute_force(masks: StaticMasks, images: Tensor, labels: Tensor) -> None:
+    backbone = load_backbone("tiny-vit4")
+    assert len(np.unique(masks.keep_mask, axis=0)) == len(masks.keep_mask) == len(masks.accuracy) == 16
+    for keep, accuracy in zip(masks.keep_mask, masks.accuracy, strict=True):
+        with torch.no_grad():
+            prediction = run_masked(backbone, images, torch.from_numpy(keep).expand(COUNT, -1)).argmax(1)
+        assert accuracy == (prediction == labels).double().mean().item()
+    assert len(np.unique(masks.accuracy)) > 5
+
+
+def test_chunks_do_not_matter(masks: StaticMasks, images: Tensor, labels: Tensor) -> None:
+    whole = enumerate_static_masks(load_backbone("tiny-vit4"), images, labels)
+    assert np.array_equal(whole.accuracy, masks.accuracy)
+    assert np.array_equal(whole.keep_mask, masks.keep_mask)
+
+
+@pytest.mark.parametrize("blocks", range(5))
+def test_best_and_mean_of_each_size(masks: StaticMasks, blocks: int) -> None:
+    sized = [
+        (accuracy, keep.tolist())
+        for keep, accuracy in zip(masks.keep_mask, masks.accuracy, strict=True)
+        if keep.sum() == blocks
+    ]
+    best = masks.best(blocks)
+    assert (max(accuracy for accuracy, _ in sized), best.tolist()) in sized
+    assert masks.mean_accuracy(blocks) == pytest.approx(np.mean([accuracy for accuracy, _ in sized]))
+
+
+def test_of_equals_the_earlier_blocks_win(masks: StaticMasks) -> None:
+    equal = StaticMasks(masks.keep_mask, np.full(16, 0.5))
+    assert equal.best(2).tolist() == [True, True, False, False]
+    assert equal.best(0).tolist() == [False] * 4
+
+
+def test_known_accuracies(masks: StaticMasks) -> None:
+    wanted = [False, True, False, True]
+    accuracy = np.where((masks.keep_mask == wanted).all(1), 0.9, 0.3)
+    known = StaticMasks(masks.keep_mask, accuracy)
+    assert known.best(2).tolist() == wanted
+    assert known.mean_accuracy(2) == pytest.approx((0.9 + 5 * 0.3) / 6)
+    assert known.mean_accuracy(3) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("blocks", [-1, 5])
+def test_no_mask_has_so_many_blocks(masks: StaticMasks, blocks: int) -> None:
+    for method in (masks.best, masks.mean_accuracy):
+        with pytest.raises(ValueError, match=rf"blocks: expected 0\.\.4, got {blocks}"):
+            method(blocks)
+
+
+def test_a_deep_net_is_refused() -> None:
+    vit = ViT(image_size=8, patch_size=4, embed_dim=4, depth=17, num_heads=1, num_classes=2)
+    with pytest.raises(ValueError, match="backbone: expected at most 16 blocks to enumerate their masks, got 17"):
+        enumerate_static_masks(vit, torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64))
