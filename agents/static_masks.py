@@ -68,7 +68,7 @@ def enumerate_static_masks(
         raise ValueError(f"backbone: expected at most {MAX_DEPTH} blocks to enumerate their masks, got {depth}")
     device = next(backbone.parameters()).device
     correct = torch.zeros(2**depth, dtype=torch.int64, device=device)
-    for start in tqdm(range(0, len(images), chunk), desc="static masks", unit="chunk", leave=False, mininterval=1):
+    for start in tqdm(range(0, len(images), chunk), desc="static masks", unit="chunk", leave=False, disable=None):
         batch = images[start : start + chunk].to(device)
         predictions = _all_predictions(backbone, backbone.embed(batch), 0)  # [2^L, B]
         correct += (predictions == labels[start : start + chunk].to(device)).sum(1)

@@ -103,7 +103,7 @@ def pretrain(
     losses: list[float] = []
     start = time.perf_counter()
     vit.train()
-    with tqdm(total=steps, desc="pretrain", unit="step", mininterval=1) as progress:
+    with tqdm(total=steps, desc="pretrain", unit="step", mininterval=5) as progress:
         for rows in _batches(len(train), batch_size, epochs, generator):
             images = random_shift(train.images[rows], shift, generator).to(device)
             keep_mask = sample_keep_mask(batch_size, vit.depth, full_share, generator)

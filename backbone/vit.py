@@ -1,6 +1,5 @@
 """Our own small pre-norm Vision Transformer (Dosovitskiy et al., 2021), executable block by block."""
 
-from itertools import pairwise
 from typing import cast
 
 import torch
@@ -57,22 +56,12 @@ class Block(nn.Module):
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
-def _stem(patch_size: int, embed_dim: int) -> nn.Sequential:
-    """Strided 3x3 convolutions down to one token per patch (Xiao et al., 2021: early convolutions train better)."""
-    halvings = patch_size.bit_length() - 1
-    widths = [3, *(embed_dim >> (halvings - 1 - level) for level in range(halvings))]
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GELU()]
-    return nn.Sequential(*layers[:-1])
-
-
 class ViT(nn.Module):
-    """Plain ViT with a class token and a small convolutional stem; implements `Backbone`.
+    """Plain ViT with a class token; implements `Backbone`.
 
     Args:
         image_size: height and width of the images [pixels]; a multiple of `patch_size`.
-        patch_size: height and width of a patch [pixels]; a power of two.
+        patch_size: height and width of a patch [pixels].
         embed_dim: token width D; a multiple of `num_heads`.
         depth: number of blocks L.
         num_heads: attention heads.
@@ -99,14 +88,12 @@ class ViT(nn.Module):
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"image_size: expected a multiple of patch_size {patch_size}, got {image_size}")
-        if patch_size < 2 or patch_size & (patch_size - 1):
-            raise ValueError(f"patch_size: expected a power of two from 2 on, got {patch_size}")
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim: expected a multiple of num_heads {num_heads}, got {embed_dim}")
         self.image_size, self.embed_dim, self.depth, self.num_classes = image_size, embed_dim, depth, num_classes
         self.num_tokens = 1 + (image_size // patch_size) ** 2
         self.mlp_dim = round(mlp_ratio * embed_dim)
-        self.patches = _stem(patch_size, embed_dim)
+        self.patches = nn.Conv2d(3, embed_dim, patch_size, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.num_tokens, embed_dim))
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, self.mlp_dim) for _ in range(depth))
@@ -124,17 +111,12 @@ class ViT(nn.Module):
 
     @property
     def macs(self) -> Macs:
-        convolutions = [layer for layer in self.patches if isinstance(layer, nn.Conv2d)]
-        stem = sum(
-            9 * layer.in_channels * layer.out_channels * (self.image_size >> level) ** 2
-            for level, layer in enumerate(convolutions, start=1)
-        )
         return vit_macs(
             depth=self.depth,
             embed_dim=self.embed_dim,
             mlp_dim=self.mlp_dim,
             num_tokens=self.num_tokens,
-            stem=stem,
+            stem=self.patches.weight.numel() * (self.num_tokens - 1),
             num_classes=self.num_classes,
         )
 

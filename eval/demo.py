@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..agents.dynamic_vit import DynamicViT
@@ -109,19 +109,15 @@ def _draw(out: Path, runs: dict[str, TrainResult], evaluations: dict[str, Evalua
 
 
 def _table(evaluations: dict[str, Evaluation], timings: dict[str, Benchmark]) -> Table:
-    table = Table(title="test images: agents, and every baseline at each agent's compute")
-    for heading in (
-        "network",
-        "accuracy [%]",
-        "blocks",
-        "MACs [%]",
-        "images/s at 1",
-        "at 256",
-        "speed-up at 1",
-        "at 256",
-    ):
-        table.add_column(heading, justify="left" if heading == "network" else "right")
-    table.add_column(escape("agent minus it [points]"), justify="right")
+    table = Table(
+        title="test images: agents, and every baseline at each agent's compute",
+        caption="lead: the agent's accuracy minus this network's, on the same images, with its 95% interval [points]",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    headings = ("network", "acc. [%]", "blocks", "MACs [%]", "img/s @1", "@256", "speed-up @1", "@256", "agent's lead")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
     dense = next(iter(evaluations.values())).dense
     slow, fast = next(iter(timings.values())).timings
     rates = (f"{slow.dense_throughput:,.0f}", f"{fast.dense_throughput:,.0f}")
@@ -131,12 +127,11 @@ def _table(evaluations: dict[str, Evaluation], timings: dict[str, Benchmark]) ->
         single, batch = timings[name].timings
         rates = (f"{single.dynamic_throughput:,.0f}", f"{batch.dynamic_throughput:,.0f}")
         speed_ups = (f"{single.speed_up:.2f}", f"{batch.speed_up:.2f}")
-        against_dense = format_test(paired_test(evaluation.net.correct, dense.correct)) + " (dense)"
-        table.add_row(f"[bold]{name.upper()}[/]", *_numbers(evaluation.net), *rates, *speed_ups, against_dense)
-        for rival, row in evaluation.rivals.items():
+        table.add_row(f"[bold]{name.upper()}[/]", *_numbers(evaluation.net), *rates, *speed_ups)
+        for rival, row in {"run-all (dense)": dense, **evaluation.rivals}.items():
             test = paired_test(evaluation.net.correct, row.correct)
             verdict = "wins" if test.low > 0 else "loses" if test.high < 0 else "level"
-            table.add_row(f"  {rival}", *_numbers(row), *("",) * 4, f"{format_test(test)} {verdict}")
+            table.add_row(f"  {rival}", *_numbers(row), *("",) * 4, f"{format_test(test)} {verdict:>5}")
     return table
 
 

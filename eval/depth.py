@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..backbone import Backbone, Dataset
+from .prefixes import run_prefixes
 from .statistics import rank_correlation
 
 BANDS = 5
@@ -30,19 +30,9 @@ class DepthProfile:
     correlation: float
 
 
-@torch.no_grad()
 def depth_profile(backbone: Backbone, dataset: Dataset, batch_size: int = 500) -> DepthProfile:
     """Classify every image after 0, 1, ... L blocks."""
-    device = next(backbone.parameters()).device
-    parts = []
-    for images, labels in zip(dataset.images.split(batch_size), dataset.labels.split(batch_size), strict=True):
-        tokens = backbone.embed(images.to(device))
-        correct = [backbone.classify(tokens).argmax(1).cpu() == labels]
-        for index in range(backbone.depth):
-            tokens = backbone.run_block(index, tokens)
-            correct.append(backbone.classify(tokens).argmax(1).cpu() == labels)
-        parts.append(torch.stack(correct))
-    correct = torch.cat(parts, 1).numpy()  # bool [L + 1, N]
+    correct = run_prefixes(backbone, dataset, batch_size=batch_size).correct  # [L + 1, N]
     difficulty = dataset.difficulty.numpy().astype(np.float64)
     band = np.where(np.isfinite(difficulty), np.minimum(np.nan_to_num(difficulty) * BANDS, BANDS - 1), -1).astype(int)
     settled = np.logical_and.accumulate(correct[::-1])[::-1]  # right here and ever after

@@ -79,7 +79,7 @@ def measure(net: DynamicViT, dataset: Dataset, *, batch_size: int = 500, descrip
     """
     device = next(net.parameters()).device
     correct, masks, macs = [], [], []
-    for start in tqdm(range(0, len(dataset), batch_size), desc=description, leave=False, mininterval=1):
+    for start in tqdm(range(0, len(dataset), batch_size), desc=description, leave=False, disable=None):
         stop = start + batch_size
         prediction = net(dataset.images[start:stop].to(device)).argmax(1).cpu()
         correct.append(prediction == dataset.labels[start:stop])

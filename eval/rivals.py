@@ -1,18 +1,21 @@
 """Every baseline at the compute of a given network: parameters chosen on validation, measured on test."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..agents.baselines import early_exit, fixed_mask, random_skip
+from ..agents.baselines import fixed_mask, random_skip
 from ..agents.dynamic_vit import DynamicViT
 from ..agents.policy import Policy
 from ..agents.static_masks import StaticMasks
 from ..backbone import Dataset
 from ..envs.observation import ObservationLayout
 from .measurement import Measurement, measure, mix
+from .prefixes import Prefixes, run_prefixes
 
-BISECTIONS = 12
+BISECTIONS = 30
 
 
 class Rivals:
@@ -32,6 +35,9 @@ class Rivals:
         self.net, self.validation, self.test = net, validation, test
         self.static_masks = static_masks if net.action_unit == "block" else None
         self.layout = ObservationLayout.of(net.backbone, "belief", net.action_unit)
+        self._macs = net.backbone.macs
+        self._unit_macs = np.array(self._macs.units(net.action_unit), np.int64)
+        self._prefix_macs = np.concatenate([[0], self._unit_macs.cumsum()]) + self._macs.stem  # head not included
         self._masks_measured: dict[tuple[bool, ...], Measurement] = {}
 
     def at(self, validation_macs: float, test_macs: float) -> dict[str, Measurement]:
@@ -41,9 +47,11 @@ class Rivals:
             validation_macs: of the network to compare with, on validation: what thresholds are tuned to.
             test_macs: the same on test: what mixtures of static networks are set to.
         """
-        found = {"random skip": self.random(test_macs), "first k": self.static(test_macs, self._first)}
+        units = self.layout.num_units
+        first = [self._prefix(np.full(len(self.test), k), head_calls=1) for k in range(units + 1)]
+        found = {"random skip": self.random(test_macs), "first k": mix_to(first, test_macs)}
         if self.static_masks is not None:
-            found["best static mask"] = self.static(test_macs, self._best)
+            found["best static mask"] = self.best_static(self.static_masks, test_macs)
         return {**found, "early exit": self.early_exit(validation_macs)}
 
     def dense(self) -> Measurement:
@@ -52,41 +60,61 @@ class Rivals:
 
     def random(self, macs: float) -> Measurement:
         """Unit 0, and the others at the rate that costs `macs` on average."""
-        units = self.net.backbone.macs.units(self.net.action_unit)
-        fixed = self.net.backbone.macs.total - sum(units[1:])
-        rate = float(np.clip((macs - fixed) / sum(units[1:]), 0, 1))
-        return self._measure(random_skip(self.layout, rate), self.test, "random skip")
+        fixed = self._macs.total - self._unit_macs[1:].sum()
+        rate = float(np.clip((macs - fixed) / self._unit_macs[1:].sum(), 0, 1))
+        return self._measure(random_skip(self.layout, rate), "random skip")
 
-    def static(self, macs: float, choose: Callable[[int], tuple[bool, ...]]) -> Measurement:
-        """A mixture of the masks with k and k + 1 units that costs `macs` on average."""
-        for k in range(self.layout.num_units):
-            high = self._measure_mask(choose(k + 1))
-            if high.macs.mean() >= macs or k + 1 == self.layout.num_units:
-                return mix(self._measure_mask(choose(k)), high, macs)
-        raise AssertionError("a backbone has at least one unit")
+    def best_static(self, static_masks: StaticMasks, macs: float) -> Measurement:
+        """A mixture of the best masks with k and k + 1 blocks that costs `macs` on average."""
+        block = float(self._unit_macs.mean())
+        k = int(np.clip((macs - self._macs.stem - self._macs.head) // block, 0, self.layout.num_units - 1))
+        neighbours = [tuple(static_masks.best(blocks).tolist()) for blocks in (k, k + 1)]
+        return mix_to([self._measure_mask(keep) for keep in neighbours], macs)
 
     def early_exit(self, validation_macs: float) -> Measurement:
-        """Confidence early exit with the threshold that costs `validation_macs` on validation."""
+        """Confidence early exit with the threshold that costs `validation_macs` on validation.
+
+        Exact, from one pass over all prefixes: the path of an early exit is a prefix. The head is called once before
+        the first unit and again after each.
+        """
         low, high = 0.0, 1.0 + 1e-6
         for _ in range(BISECTIONS):
             threshold = (low + high) / 2
-            cost = self._measure(early_exit(self.layout, threshold), self.validation, "early exit").macs.mean()
+            units = self._validation_prefixes.exit_units(threshold)
+            cost = (self._prefix_macs[units] + (1 + units) * self._macs.head).mean()
             low, high = (threshold, high) if cost < validation_macs else (low, threshold)
-        return self._measure(early_exit(self.layout, (low + high) / 2), self.test, "early exit")
+        units = self._test_prefixes.exit_units(high)
+        return self._prefix(units, head_calls=1 + units)
 
-    def _first(self, k: int) -> tuple[bool, ...]:
-        return tuple(unit < k for unit in range(self.layout.num_units))
+    @functools.cached_property
+    def _validation_prefixes(self) -> Prefixes:
+        return run_prefixes(self.net.backbone, self.validation, self.net.action_unit)
 
-    def _best(self, k: int) -> tuple[bool, ...]:
-        assert self.static_masks is not None
-        return tuple(self.static_masks.best(k).tolist())
+    @functools.cached_property
+    def _test_prefixes(self) -> Prefixes:
+        return run_prefixes(self.net.backbone, self.test, self.net.action_unit)
+
+    def _prefix(self, units: NDArray[np.int64], head_calls: NDArray[np.int64] | int) -> Measurement:
+        """The first `units` [N] units of each test image."""
+        return Measurement(
+            self._test_prefixes.correct[units, np.arange(len(units))],
+            np.arange(self.layout.num_units) < units[:, None],
+            self._prefix_macs[units] + head_calls * self._macs.head,
+            self._macs.total,
+            self.test.difficulty.numpy().astype(np.float64),
+        )
 
     def _measure_mask(self, keep: tuple[bool, ...]) -> Measurement:
         if keep not in self._masks_measured:
-            policy = fixed_mask(self.layout, keep)
-            self._masks_measured[keep] = self._measure(policy, self.test, "static mask")
+            self._masks_measured[keep] = self._measure(fixed_mask(self.layout, keep), "static mask")
         return self._masks_measured[keep]
 
-    def _measure(self, policy: Policy, dataset: Dataset, description: str) -> Measurement:
+    def _measure(self, policy: Policy, description: str) -> Measurement:
         net = DynamicViT(self.net.backbone, policy, action_unit=self.net.action_unit).eval()
-        return measure(net, dataset, description=description)
+        return measure(net, self.test, description=description)
+
+
+def mix_to(ladder: Sequence[Measurement], macs: float) -> Measurement:
+    """Mix the two networks of a ladder, cheapest first, between which `macs` lies; its nearer end outside."""
+    dearer = next((rung for rung, network in enumerate(ladder) if network.macs.mean() >= macs), len(ladder) - 1)
+    return mix(ladder[max(dearer - 1, 0)], ladder[dearer], macs)

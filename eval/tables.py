@@ -34,7 +34,7 @@ def comparison_table(title: str, reference: Measurement, rows: Mapping[str, Meas
         rows: by name.
     """
     table = Table(title=title)
-    for heading in ("network", "accuracy [%]", "units", "MACs [%]", "paths", "corr. with difficulty"):
+    for heading in ("network", "acc. [%]", "units", "MACs [%]", "paths", "corr."):
         table.add_column(heading, justify="left" if heading == "network" else "right")
     table.add_column(escape("against run-all [points]"), justify="right")
     table.add_column("p", justify="right")

@@ -125,7 +125,7 @@ def benchmark(
     generator = torch.Generator().manual_seed(seed)
     resident = images.to(device)
     timings = []
-    for batch_size in tqdm(sorted(batch_sizes), desc="benchmark", unit="size", leave=False):
+    for batch_size in tqdm(sorted(batch_sizes), desc="benchmark", unit="size", leave=False, disable=None):
         dense, dynamic, fractions = [], [], []
         stop = time.perf_counter() + seconds
         while time.perf_counter() < stop or len(dense) < 12:

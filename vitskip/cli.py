@@ -1,6 +1,7 @@
 """The command line: each command unwraps its arguments, calls one function, prints a table, and writes JSON."""
 
 import json as jsonlib
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,7 +27,7 @@ from vitskip.eval.tables import benchmark_table, comparison_table, depth_table
 from vitskip.eval.throughput import BATCH_SIZES
 from vitskip.eval.throughput import benchmark as benchmark_net
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)  # tables whole in files and pipes
 EnvFlags = Annotated[EnvConfig, tyro.conf.OmitArgPrefixes]
 
 
@@ -39,7 +40,7 @@ def pretrain(
     num_heads: int = 2,
     mlp_ratio: float = 1.0,
     patch_size: int = 8,
-    epochs: int = 10,
+    epochs: int = 12,
     seed: int = 0,
     json: Path | None = None,
 ) -> None:
