@@ -114,10 +114,8 @@ def main(num_envs: tuple[int, ...] = NUM_ENVS, json: Path | None = None) -> None
     """
     arguments: dict[str, Any] = {"split": "validation"}
     single = measure_single_env(arguments)
-    rows = {
-        count: measure_env_speed(count, arguments)
-        for count in tqdm(num_envs, desc="environment", leave=False, disable=None)
-    }
+    progress = tqdm(num_envs, desc="environment", leave=False, disable=None)
+    rows = {count: measure_env_speed(count, arguments) for count in progress}
     table = Table(title=f"environment steps/s, {torch.get_num_threads()} threads; single environment: {single:,.0f}")
     for heading in (
         "environments",
