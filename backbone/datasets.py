@@ -1,6 +1,5 @@
 """Data sets by name: whole splits held as uint8 tensors."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +87,20 @@ def load_dataset(name: str, split: Split, data_root: str | Path | None = None) -
     return factory(split, root)
 
 
-def _load_digits(split: Split, data_root: Path | None, train_size: int | None = None) -> Dataset:
-    del data_root  # embedded: scikit-learn ships the pixels
-    images, labels, difficulty = digits(split, train_size if split == "train" else None)
+def _load_digits(split: Split, data_root: Path | None) -> Dataset:
+    """What agents train on: canvases that the shipped backbone has not seen, so that its belief is an honest one."""
+    return _digits(split, skip_chunks=PRETRAINING_THOUSANDS if split == "train" else 0)
+
+
+def _load_pretraining_digits(split: Split, data_root: Path | None) -> Dataset:
+    return _digits(split, size=1_000 * PRETRAINING_THOUSANDS if split == "train" else None)
+
+
+def _digits(split: Split, size: int | None = None, skip_chunks: int = 0) -> Dataset:
+    images, labels, difficulty = digits(split, size, skip_chunks=skip_chunks)
     return Dataset(images, labels, tuple("0123456789"), difficulty)
 
 
+PRETRAINING_THOUSANDS = 60
 register_dataset("digits", _load_digits)
-register_dataset("digits-60k", functools.partial(_load_digits, train_size=60_000))  # more canvases, for pretraining
+register_dataset("digits-60k", _load_pretraining_digits)

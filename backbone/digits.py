@@ -37,19 +37,20 @@ def source_digits(split: Literal["train", "validation", "test"]) -> Sources:
 
 
 def digits(
-    split: Literal["train", "validation", "test"], size: int | None = None
+    split: Literal["train", "validation", "test"], size: int | None = None, *, skip_chunks: int = 0
 ) -> tuple[UInt8[Tensor, "N 3 32 32"], Int64[Tensor, " N"], Float[Tensor, " N"]]:
     """Render the first images of a split.
 
     Args:
         split: which underlying digits to use.
         size: number of images; `SIZES[split]` by default. A longer list begins with the shorter one.
+        skip_chunks: begin that many thousand canvases later.
 
     Returns:
         images, labels and difficulty in [0, 1].
     """
     count = SIZES[split] if size is None else size
-    chunks = [_render(split, chunk) for chunk in range(math.ceil(count / _CHUNK))]
+    chunks = [_render(split, skip_chunks + chunk) for chunk in range(math.ceil(count / _CHUNK))]
     images, labels, difficulty = (torch.cat(parts)[:count] for parts in zip(*chunks, strict=True))
     return images, labels, difficulty
 

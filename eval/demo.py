@@ -21,7 +21,7 @@ from .statistics import paired_test
 from .tables import format_test
 from .throughput import Benchmark, benchmark
 
-AGENTS = {"ppo": 1_000_000, "a2c": 600_000}  # environment steps
+AGENTS = {"ppo": 2_000_000, "a2c": 1_000_000}  # environment steps
 LEVELS = (2, 3, 4, 5, 6, 8, 10, 12)  # blocks at which the rivals' curves are drawn
 SHOWN = 8  # episodes in the strip
 BATCH_SIZES = (1, 256)
