@@ -65,9 +65,9 @@ def draw_skip_map(keep_mask: NDArray[np.bool_], difficulty: NDArray[np.float64])
 
     Args:
         keep_mask: bool [N, U].
-        difficulty: [N], may hold NaN.
+        difficulty: [N] in [0, 1]; anything else where unknown.
     """
-    known = np.isfinite(difficulty).all() and len(difficulty) >= BANDS
+    known = bool((difficulty >= 0).all()) and len(difficulty) >= BANDS
     bands = np.array_split(np.argsort(difficulty, kind="stable"), BANDS) if known else [np.arange(len(keep_mask))]
     rates = np.stack([keep_mask[band].mean(0) for band in bands])
     figure = MatplotlibFigure(figsize=(0.5 * keep_mask.shape[1] + 2, 0.45 * len(bands) + 1.4), layout="constrained")

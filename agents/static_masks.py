@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backbone import Backbone
+from ..backbone import Backbone, run_masked
 
 MAX_DEPTH = 16  # 2^16 masks
 
 
 @dataclass(frozen=True)
 class StaticMasks:
-    """Accuracy of every subset of blocks.
+    """Accuracy of subsets of blocks.
 
     Attributes:
-        keep_mask: bool [2^L, L], all masks.
-        accuracy: float64 [2^L], on the images that were tried.
+        keep_mask: bool [M, L], the masks: all 2^L of them, or the candidates of a second round.
+        accuracy: float64 [M], on the images that were tried.
     """
 
     keep_mask: NDArray[np.bool_]
@@ -73,6 +73,44 @@ def enumerate_static_masks(
         predictions = _all_predictions(backbone, backbone.embed(batch), 0)  # [2^L, B]
         correct += (predictions == labels[start : start + chunk].to(device)).sum(1)
     return StaticMasks(_all_masks(depth).numpy(), correct.cpu().numpy() / len(images))
+
+
+@torch.no_grad()
+def rescore(
+    masks: StaticMasks,
+    backbone: Backbone,
+    images: Shaped[Tensor, "N 3 H W"],
+    labels: Int64[Tensor, " N"],
+    *,
+    candidates: int = 8,
+) -> StaticMasks:
+    """Try the best few masks of every level, and the first k blocks, again on other images.
+
+    The winner among thousands on a few images owes much to luck; a second round takes that away.
+
+    Args:
+        masks: of the first round.
+        backbone: the same ViT.
+        images: of the validation part, others than in the first round.
+        labels: their classes.
+        candidates: masks kept from each level.
+
+    Returns:
+        The candidates alone, with their accuracy on these images.
+    """
+    blocks = masks.keep_mask.sum(1)
+    levels = [np.flatnonzero(blocks == level) for level in range(backbone.depth + 1)]
+    chosen = [level[np.argsort(-masks.accuracy[level], kind="stable")[:candidates]] for level in levels]
+    prefixes = np.flatnonzero((masks.keep_mask == (np.arange(backbone.depth) < blocks[:, None])).all(1))
+    finalists = masks.keep_mask[np.unique(np.concatenate([*chosen, prefixes]))]
+    device = next(backbone.parameters()).device
+    accuracy = np.zeros(len(finalists))
+    for number, keep in enumerate(tqdm(finalists, desc="finalists", unit="mask", leave=False, disable=None)):
+        for batch, target in zip(images.split(500), labels.split(500), strict=True):
+            keep_mask = torch.from_numpy(keep).expand(len(batch), -1)
+            prediction = run_masked(backbone, batch.to(device), keep_mask).argmax(1).cpu()
+            accuracy[number] += int((prediction == target).sum())
+    return StaticMasks(finalists, accuracy / len(images))
 
 
 def _all_predictions(backbone: Backbone, tokens: Float[Tensor, "B N D"], index: int) -> Int64[Tensor, "M B"]:

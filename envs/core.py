@@ -66,6 +66,8 @@ class SkipCore:
         self.device = next(backbone.parameters()).device
         self.dataset = dataset
         self._images, self._labels = dataset.images.to(self.device), dataset.labels.to(self.device)
+        self._host_labels = dataset.labels.cpu().numpy()
+        self._difficulty = np.nan_to_num(dataset.difficulty.cpu().numpy().astype(np.float64), nan=-1)
         self._full_logits: Tensor | None = None  # [N, K], filled as images appear
         self._one_hot = np.eye(self.num_units + 1, self.num_units, dtype=np.float32)
         self.keep_mask = np.zeros((num_envs, self.num_units), bool)
@@ -145,8 +147,8 @@ class SkipCore:
             "block_index": self.unit_index.copy(),
             "macs": macs,
             "macs_fraction": macs / (self._fixed_macs + int(self._macs.sum())),
-            "label": self.dataset.labels.numpy()[self.image_index],
-            "difficulty": self.dataset.difficulty.numpy()[self.image_index].astype(np.float64),
+            "label": self._host_labels[self.image_index],
+            "difficulty": self._difficulty[self.image_index],
             "keep_mask": self.keep_mask.copy(),
         }
 

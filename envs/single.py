@@ -47,7 +47,7 @@ class SkipEnv(gym.Env[NDArray[Any], np.int64], EzPickle):
     ## Information
     The same keys at reset and at every step: `index` (of the image), `block_index` (next unit to decide), `macs` (of
     the net so far, head included), `macs_fraction` (of the dense net), `is_success` (prediction equals label),
-    `prediction`, `label`, `keep_mask` (bool [U]), `difficulty` (in [0, 1], or NaN where unknown).
+    `prediction`, `label`, `keep_mask` (bool [U]), `difficulty` (in [0, 1]; -1 where the data set does not know).
 
     ## Arguments
     JSON values: `dataset, data_root, split, backbone, device, observation, reward, cost, cost_weight, action_unit,

@@ -4,13 +4,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..agents.dynamic_vit import DynamicViT
-from ..agents.static_masks import StaticMasks, enumerate_static_masks
+from ..agents.static_masks import StaticMasks, enumerate_static_masks, rescore
 from ..backbone import Backbone, Dataset
 from .measurement import Measurement, measure
 from .rivals import Rivals
 from .statistics import paired_test
 
 ENUMERABLE_DEPTH = 12
+RESCORED = 2_000  # validation images of the second round
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,22 @@ def evaluate(
 
 
 def validation_masks(backbone: Backbone, validation: Dataset, images: int = 256) -> StaticMasks | None:
-    """Every static mask on the first validation images; None for backbones of more than 12 blocks."""
+    """Every static mask on the first validation images, and the best of them again on the next ones.
+
+    Args:
+        backbone: ViT; for one of more than 12 blocks the answer is None.
+        validation: where masks are chosen.
+        images: of the first round.
+
+    Raises:
+        ValueError: if `images` is less than 1.
+    """
     if images < 1:
         raise ValueError(f"images: expected at least 1, got {images}")
     if backbone.depth > ENUMERABLE_DEPTH:
         return None
-    return enumerate_static_masks(backbone, validation.images[:images], validation.labels[:images])
+    masks = enumerate_static_masks(backbone, validation.images[:images], validation.labels[:images])
+    second = slice(images, images + RESCORED)
+    if len(validation) <= images:
+        return masks
+    return rescore(masks, backbone, validation.images[second], validation.labels[second])

@@ -59,4 +59,4 @@ def draw_episodes(net: DynamicViT, dataset: Dataset, index: Sequence[int], path:
     core.reset(rows, np.array(index, np.int64))
     for _ in range(core.num_units):
         core.step(net.policy.decide(core.observe()).long().cpu().numpy())
-    Image.fromarray(draw_strip([episode_frame(core, int(row)) for row in rows])).save(path, optimize=True)
+    Image.fromarray(draw_strip([episode_frame(core, int(row)) for row in rows], columns=2)).save(path, optimize=True)

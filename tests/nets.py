@@ -15,7 +15,7 @@ from vitskip.envs import ObservationLayout, SkipCore
 from vitskip.envs.observation import ObservationKind
 
 RULES = ("mlp", "early-exit", "mask")
-SEED = 19  # of weights with which the tiny images take several routes, whatever is observed and decided upon
+SEED = 3  # of weights with which the tiny images take several routes, whatever is observed and decided upon
 
 
 def make_policy(rule: str, layout: ObservationLayout, seed: int = SEED) -> Policy:

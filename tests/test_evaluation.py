@@ -19,7 +19,6 @@ from vitskip.backbone import Dataset, ViT, load_backbone
 from vitskip.backbone.digits import digits
 from vitskip.envs import ObservationLayout
 from vitskip.eval import Measurement, evaluate, measure, validation_masks
-from vitskip.eval import rivals as rivals_module
 from vitskip.eval.depth import depth_profile
 from vitskip.eval.rivals import Rivals
 from vitskip.eval.tables import comparison_table, depth_table
@@ -115,7 +114,7 @@ def test_difficulty_correlates_with_units_run() -> None:
     }
 
 
-@pytest.mark.parametrize("fraction", [0.55, 0.7, 0.9])
+@pytest.mark.parametrize("fraction", [0.65, 0.75, 0.9])
 def test_rivals_compute_as_much_as_the_network(
     net: DynamicViT, validation: Dataset, test_part: Dataset, masks: StaticMasks, fraction: float
 ) -> None:
@@ -148,22 +147,51 @@ def test_early_exit_is_tuned_to_the_target(net: DynamicViT, validation: Dataset,
     assert tuned.macs.mean() == pytest.approx(target, rel=0.02)
 
 
-def test_early_exit_is_tuned_on_validation_alone(
-    net: DynamicViT, validation: Dataset, test_part: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measured: list[tuple[Dataset, float]] = []
-
-    def spy(network: DynamicViT, dataset: Dataset, **arguments: object) -> Measurement:
-        measured.append((dataset, network.policy.rule.arguments["threshold"]))
-        return measure(network, dataset)
-
-    monkeypatch.setattr(rivals_module, "measure", spy)
+def test_early_exit_is_tuned_on_validation_alone(net: DynamicViT, validation: Dataset, test_part: Dataset) -> None:
+    """What it does to an image depends on that image and on validation, not on the rest of the test part."""
     target = 0.8 * net.backbone.macs.total
-    on_test = Rivals(net, validation, test_part).early_exit(target)
-    assert [dataset is test_part for dataset, _ in measured] == [False] * (len(measured) - 1) + [True]
-    monkeypatch.undo()
-    policy = baselines.early_exit(net.policy.layout, measured[-1][1])
-    assert np.array_equal(on_test.macs, measure(DynamicViT(net.backbone, policy).eval(), test_part).macs)
+    whole = Rivals(net, validation, test_part).early_exit(target)
+    order = torch.from_numpy(np.argsort(whole.macs, kind="stable"))
+    for rows in (order[:300], order[300:]):  # the cheap images, and the dear ones
+        part = Dataset(test_part.images[rows], test_part.labels[rows], CLASSES, test_part.difficulty[rows])
+        alone = Rivals(net, validation, part).early_exit(target)
+        assert np.array_equal(alone.macs, whole.macs[rows])
+        assert alone.macs.mean() != pytest.approx(target, rel=0.02)
+
+
+def same(one: Measurement, other: Measurement) -> bool:
+    return all(
+        np.array_equal(getattr(one, name), getattr(other, name))
+        for name in ("correct", "keep_mask", "macs", "difficulty")
+    )
+
+
+@pytest.mark.parametrize("action_unit", ["block", "half"])
+def test_the_early_exit_is_one_that_really_exits(validation: Dataset, test_part: Dataset, action_unit: str) -> None:
+    """Whatever shortcut it is computed by, a network with some threshold does just that."""
+    net = make_net("early-exit", action_unit)
+    rival = Rivals(net, validation, test_part).early_exit(0.8 * net.backbone.macs.total)
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        threshold = (low + high) / 2
+        policy = baselines.early_exit(net.policy.layout, threshold)
+        real = measure(DynamicViT(net.backbone, policy, action_unit=action_unit).eval(), test_part)
+        if real.macs.mean() == rival.macs.mean():
+            break
+        low, high = (threshold, high) if real.macs.mean() < rival.macs.mean() else (low, threshold)
+    assert same(rival, real)
+    assert rival.distinct_paths > 2
+
+
+@pytest.mark.parametrize("action_unit", ["block", "half"])
+def test_the_first_units_are_those_of_a_real_network(validation: Dataset, test_part: Dataset, action_unit: str) -> None:
+    net = make_net("early-exit", action_unit)
+    rivals = Rivals(net, validation, test_part)
+    for k in (0, 1, 3, net.policy.layout.num_units):
+        policy = baselines.first_k(net.policy.layout, k)
+        real = measure(DynamicViT(net.backbone, policy, action_unit=action_unit).eval(), test_part)
+        target = float(real.macs.mean())
+        assert same(rivals.at(target, target)["first k"], real)
 
 
 def test_the_best_static_mask_is_chosen_on_validation(

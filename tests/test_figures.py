@@ -11,7 +11,7 @@ from toys import tiny_core
 
 from vitskip.backbone import load_dataset
 from vitskip.envs.single import episode_frame
-from vitskip.envs.viewer import draw_strip
+from vitskip.envs.viewer import WIDTH, draw_strip
 from vitskip.eval.figures import draw_accuracy_over_compute, draw_episodes, draw_reward_curves
 
 CURVE = {
@@ -67,6 +67,7 @@ def test_episodes(tmp_path: Path, rule: str, action_unit: str, kind: str) -> Non
     core.reset(np.arange(3), np.array(index))
     for kept in net.last_trace.keep_mask.T:
         core.step(kept.long().numpy())
-    expected = draw_strip([episode_frame(core, row) for row in range(3)])
-    assert np.array_equal(read_picture(tmp_path / "episodes.png"), expected)
+    picture = read_picture(tmp_path / "episodes.png")
+    expected = draw_strip([episode_frame(core, row) for row in range(3)], columns=picture.shape[1] // WIDTH)
+    assert np.array_equal(picture, expected)
     assert expected.std() > 5

@@ -7,7 +7,7 @@ import toys  # noqa: F401 - registers the tiny names
 from torch import Tensor
 
 from vitskip.agents import enumerate_static_masks
-from vitskip.agents.static_masks import StaticMasks
+from vitskip.agents.static_masks import StaticMasks, rescore
 from vitskip.backbone import Dataset, ViT, load_backbone, load_dataset, run_masked
 
 COUNT = 40
@@ -86,3 +86,18 @@ def test_a_deep_net_is_refused() -> None:
     vit = ViT(image_size=8, patch_size=4, embed_dim=4, depth=17, num_heads=1, num_classes=2)
     with pytest.raises(ValueError, match="backbone: expected at most 16 blocks to enumerate their masks, got 17"):
         enumerate_static_masks(vit, torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64))
+
+
+def test_rescore_keeps_the_best_and_the_prefixes_and_measures_them_again() -> None:
+    backbone, images = load_backbone("tiny-vit4"), load_dataset("tiny-digits", "validation")
+    first = enumerate_static_masks(backbone, images.images[:16], images.labels[:16])
+    second = rescore(first, backbone, images.images[16:], images.labels[16:], candidates=2)
+    kept = {tuple(mask) for mask in second.keep_mask.tolist()}
+    for level in range(5):
+        assert tuple(first.best(level).tolist()) in kept
+        assert tuple(unit < level for unit in range(4)) in kept
+    assert len(kept) == len(second.keep_mask) <= 5 + 2 * 5
+    for mask, accuracy in zip(second.keep_mask, second.accuracy, strict=True):
+        keep_mask = torch.from_numpy(mask).expand(len(images) - 16, -1)
+        correct = run_masked(backbone, images.images[16:], keep_mask).argmax(1) == images.labels[16:]
+        assert accuracy == pytest.approx(correct.double().mean().item())
