@@ -111,7 +111,7 @@ def _draw(out: Path, runs: dict[str, TrainResult], evaluations: dict[str, Evalua
 def _table(evaluations: dict[str, Evaluation], timings: dict[str, Benchmark]) -> Table:
     table = Table(
         title="test images: agents, and every baseline at each agent's compute",
-        caption="lead: the agent's accuracy minus this network's, on the same images, with its 95% interval [points]",
+        caption="lead: the agent's accuracy minus this network's, on the same images, with its 95% interval, in points",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
