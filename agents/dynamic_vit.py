@@ -97,8 +97,11 @@ class DynamicViT(nn.Module):
 
     def _run_plan(self, tokens: Float[Tensor, "B N D"], keep_mask: Bool[Tensor, "B U"]) -> Float[Tensor, "B K"]:
         for unit, kept in enumerate(keep_mask.cpu().unbind(1)):
-            rows = kept.nonzero().squeeze(1).to(tokens.device, non_blocking=True)
-            tokens = run_rows(lambda active, unit=unit: self._run_unit(unit, active), tokens, rows)
+            if self.mode == "dense":
+                tokens = torch.where(kept[:, None, None].to(tokens.device), self._run_unit(unit, tokens), tokens)
+            else:
+                rows = kept.nonzero().squeeze(1).to(tokens.device, non_blocking=True)
+                tokens = run_rows(lambda active, unit=unit: self._run_unit(unit, active), tokens, rows)
         spent = (keep_mask * torch.tensor(self._unit_macs)).sum(1)
         self._leave_trace(keep_mask.to(tokens.device), spent.to(tokens.device))
         return self.backbone.classify(tokens)

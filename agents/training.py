@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from ..backbone.weights import save_weights
 from ..envs.config import EnvArguments, EnvConfig
 from ..envs.sb3 import make_sb3_env
-from .algorithms import ALGORITHMS, extract_policy, make_agent
+from .algorithms import ALGORITHMS, RESERVED, extract_policy, make_agent
 from .callbacks import SkipStatistics
 from .dynamic_vit import DynamicViT
 
@@ -72,6 +72,9 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
     env_config = EnvConfig.from_arguments(config.env)
     if config.total_timesteps < 1:
         raise ValueError(f"total_timesteps: expected at least 1, got {config.total_timesteps}")
+    reserved = RESERVED & config.hyperparameters.keys()
+    if reserved:
+        raise ValueError(f"hyperparameters: expected none of {', '.join(sorted(RESERVED))}, got {sorted(reserved)}")
     num_envs = ALGORITHMS[config.algorithm].num_envs if config.num_envs is None else config.num_envs
     venv = make_sb3_env(num_envs=num_envs, seed=config.seed, **config.env)
     agent = make_agent(
@@ -90,6 +93,6 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
         "seconds": seconds,
         "curve": statistics.curve,
     }
-    net.save(path, backbone_name=env_config.backbone, record=record)
     save_weights(path / "agent.safetensors", agent.policy)
+    net.save(path, backbone_name=env_config.backbone, record=record)
     return TrainResult(path, net.eval(), statistics.curve, seconds)

@@ -41,7 +41,7 @@ class SkipCore:
         num_units: decisions per episode, U.
         keep_mask: bool [B, U], units run so far.
         unit_index: int64 [B], next unit to decide; U at the end.
-        image_index: int64 [B], the images.
+        image_index: int64 [B], the images; -1 where no episode ever began.
         logits: float32 [B, K] on the device, what the head says now.
 
     Raises:
@@ -72,7 +72,7 @@ class SkipCore:
         self._one_hot = np.eye(self.num_units + 1, self.num_units, dtype=np.float32)
         self.keep_mask = np.zeros((num_envs, self.num_units), bool)
         self.unit_index = np.full(num_envs, self.num_units)
-        self.image_index = np.zeros(num_envs, np.int64)
+        self.image_index = np.full(num_envs, -1)
         self.tokens = torch.zeros(num_envs, backbone.num_tokens, backbone.embed_dim, device=self.device)
         self.logits = torch.zeros(num_envs, backbone.num_classes, device=self.device)
 

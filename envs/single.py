@@ -138,6 +138,8 @@ def render_row(core: SkipCore, row: int, render_mode: str | None) -> NDArray[np.
     """One row's episode so far: uint8 [H, W, 3] with "rgb_array", text with ANSI colours with "ansi"."""
     if render_mode is None:
         return None
+    if core.image_index[row] < 0:
+        raise gym.error.ResetNeeded("render: expected an episode to draw, but there was none yet; call reset() first")
     frame = episode_frame(core, row)
     return draw_rgb(frame) if render_mode == "rgb_array" else draw_ansi(frame)
 

@@ -79,6 +79,22 @@ def test_planned_random_paths_agree_in_both_modes(images: Tensor, action_unit: s
     assert distinct(keep_mask_of(gather)) > 5
 
 
+@UNITS
+def test_the_dense_mode_computes_what_a_plan_skips(images: Tensor, action_unit: str) -> None:
+    rows = []
+    for mode in ("gather", "dense"):
+        net = make_net("mask", action_unit, mode=mode)
+        run_unit = net._run_unit
+        rows.append([])
+        net._run_unit = lambda unit, tokens, ran=rows[-1], run_unit=run_unit: (
+            ran.append(len(tokens)) or run_unit(unit, tokens)
+        )
+        net(images)
+        kept = keep_mask_of(net)
+    assert rows[1] == [COUNT] * kept.shape[1]
+    assert rows[0] == [COUNT] * int(kept[0].sum()) != rows[1]
+
+
 @MODES
 @UNITS
 def test_run_all_is_the_backbone_and_skip_all_its_head_on_the_embedding(

@@ -214,6 +214,15 @@ def test_a_step_before_the_first_reset(make: Callable[..., Any]) -> None:
         env.step(1 if isinstance(env, SkipEnv) else np.array([1, 0]))
 
 
+@EVERY_FACE
+def test_a_picture_before_the_first_reset(make: Callable[..., Any]) -> None:
+    env = make(render_mode="ansi")
+    with refused("render: expected an episode to draw, but there was none yet; call reset()", ResetNeeded):
+        env.render()
+    env.reset()
+    assert env.render()
+
+
 def test_a_step_before_the_first_reset_in_every_autoreset_mode() -> None:
     for mode in ("SAME_STEP", "NEXT_STEP", "DISABLED"):
         with refused("step: expected a running episode", ResetNeeded):

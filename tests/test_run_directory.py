@@ -270,3 +270,9 @@ def test_loading_twice_gives_two_networks(intact: Path) -> None:
     first, second = DynamicViT.load(intact), DynamicViT.load(intact)
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     assert all(np.shares_memory(one.numpy(), other.numpy()) is False for one, other in pairs)
+
+
+def test_json_knows_no_nan(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "values.json"
+    run_directory.write_json(file, {"a": [1.5, float("nan")], "b": {"c": (float("inf"), True, "NaN")}})
+    assert json.loads(file.read_text()) == {"a": [1.5, None], "b": {"c": [None, True, "NaN"]}}

@@ -145,6 +145,7 @@ def test_the_seed_decides_everything(result: TrainResult, tmp_path: Path) -> Non
         ({"env": {**TINY, "cost_wait": 1}}, "unknown environment argument 'cost_wait'.*did you mean 'cost_weight'"),
         ({"hyperparameters": {"entcoef": 1}}, "unknown hyperparameter 'entcoef': .*did you mean 'ent_coef'"),
         ({"hyperparameters": {"n_steps": 3}}, "n_steps: expected a multiple of the 4 steps of an episode, got 3"),
+        ({"hyperparameters": {"seed": 1}}, r"hyperparameters: expected none of .*got \['seed'\]"),
         ({"num_envs": 0}, "num_envs: expected .*at least 1, got 0"),
         ({"total_timesteps": 0}, "total_timesteps: expected at least 1, got 0"),
     ],

@@ -1,0 +1,5 @@
+"""`python -m vitskip` is `vitskip`."""
+
+from .cli import main
+
+main()
