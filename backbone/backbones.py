@@ -1,12 +1,13 @@
-"""Backbones by name: registered factories, and the trained ones that are shipped."""
+"""Backbones by name: registered factories, the trained ones that are shipped, and folders of `vitskip pretrain`."""
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from .protocol import Backbone
-from .registry import Registry
+from .registry import Registry, unknown_name
 from .vit import ViT
 from .weights import load_weights
 
@@ -32,23 +33,78 @@ def register_backbone(name: str, factory: BackboneFactory) -> None:
 
 
 def load_backbone(name: str) -> Backbone:
-    """Build a registered backbone, in eval mode on the CPU; every call gives a new one.
+    """Build a backbone in eval mode on the CPU; every call gives a new one.
+
+    Args:
+        name: registered or shipped name, or the path of a folder that `vitskip pretrain` left.
 
     Raises:
-        ValueError: if the name is unknown, or the factory gives something that is no `Backbone`.
+        ValueError: if the name is unknown, a file is not what it should be, or the factory gives something that is
+            no `Backbone`.
     """
+    if name not in _BACKBONES and (Path(name) / "card.json").is_file():
+        return load_card(Path(name) / "card.json", Path(name) / "weights.safetensors").eval()
     backbone = _BACKBONES[name]()
     if not isinstance(backbone, Backbone):
         raise ValueError(f"backbone {name!r}: expected its factory to give a Backbone, got {type(backbone).__name__}")
     return backbone.eval()
 
 
-def load_shipped(name: str) -> ViT:
-    """Build a ViT that is shipped with its card (JSON) and weights (safetensors)."""
-    card = json.loads((SHIPPED / f"{name}.json").read_text())
-    vit = ViT(**card["architecture"])
-    load_weights(SHIPPED / f"{name}.safetensors", vit)
-    return vit
+def build_backbone(architecture: Mapping[str, Any]) -> Backbone:
+    """Build a backbone with fresh weights from JSON values.
+
+    Args:
+        architecture: `family` ("vit", "torchvision" or "timm"; "vit" if there is none), and the arguments of `ViT`,
+            `torchvision_backbone` or `timm_backbone`.
+
+    Raises:
+        ValueError: if the family is unknown or the arguments do not fit it.
+    """
+    arguments = dict(architecture)
+    family = arguments.pop("family", "vit")
+    if family not in FAMILIES:
+        raise unknown_name("family of ViTs", family, FAMILIES)
+    try:
+        return FAMILIES[family](**arguments)
+    except TypeError as error:
+        raise ValueError(f"architecture: expected arguments of family {family!r}, got {arguments}: {error}") from error
 
 
-register_backbone("digits-vit12", functools.partial(load_shipped, "digits-vit12"))
+def read_card(path: Path) -> dict[str, Any]:
+    """Read a model card: JSON with the `architecture`, and how the net was trained.
+
+    Raises:
+        ValueError: if the file is no card.
+    """
+    try:
+        card = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, got: {error}") from error
+    if not isinstance(card, dict) or not isinstance(card.get("architecture"), dict):
+        raise ValueError(f"{path}: expected a model card with an architecture, got something else")
+    return card
+
+
+def load_card(card: Path, weights: Path) -> Backbone:
+    """Build a backbone from its card (JSON) and weights (safetensors)."""
+    backbone = build_backbone(read_card(card)["architecture"])
+    load_weights(weights, backbone)
+    return backbone
+
+
+def _torchvision(**arguments: Any) -> Backbone:
+    from .torchvision_vit import torchvision_backbone  # takes seconds to import, and most need none of it
+
+    return torchvision_backbone(**arguments)
+
+
+def _timm(**arguments: Any) -> Backbone:
+    from .timm_vit import timm_backbone  # an optional dependency
+
+    return timm_backbone(**arguments)
+
+
+FAMILIES: dict[str, Callable[..., Backbone]] = {"vit": ViT, "torchvision": _torchvision, "timm": _timm}
+
+for _card in sorted(SHIPPED.glob("*.json")):
+    register_backbone(_card.stem, functools.partial(load_card, _card, _card.with_suffix(".safetensors")))

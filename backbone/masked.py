@@ -53,9 +53,19 @@ def run_masked(
     expected = (len(images), num_units(backbone, action_unit))
     if keep_mask.shape != expected:
         raise ValueError(f"keep_mask: expected shape {expected}, got {tuple(keep_mask.shape)}")
-    tokens = backbone.embed(images)
+    return backbone.classify(run_units(backbone, backbone.embed(images), keep_mask, action_unit))
+
+
+def run_units(
+    backbone: Backbone,
+    tokens: Float[Tensor, "B N D"],
+    keep_mask: Bool[Tensor, "B U"],
+    action_unit: ActionUnit = "block",
+    first: int = 0,
+) -> Float[Tensor, "B N D"]:
+    """Run the kept units `first`, `first` + 1, ... on tokens; the mask's earlier columns are not looked at."""
     run = unit_runner(backbone, action_unit)
-    for index, kept in enumerate(keep_mask.cpu().unbind(1)):
+    for index, kept in enumerate(keep_mask.cpu().unbind(1)[first:], first):
         rows = kept.nonzero().squeeze(1).to(tokens.device, non_blocking=True)
         tokens = run_rows(lambda active, index=index: run(index, active), tokens, rows)
-    return backbone.classify(tokens)
+    return tokens

@@ -1,23 +1,34 @@
-"""Skip-tolerant pretraining: every image trains a random part of the depth, without rescaling.
+"""Skip-tolerant pretraining: each step trains the full path and a random part of the depth, the one teaching the other.
 
-Stochastic depth (Huang et al., 2016) per image with a keep rate that is itself drawn per image, so that the net
-sees every depth from one block to all; kept rows only are computed, and a kept branch is not divided by its keep
-rate, so that a skip in training is the skip of deployment.
+Stochastic depth (Huang et al., 2016) per image with a keep rate that is itself drawn per image, so that the net sees
+every depth from one block to all; kept rows only are computed, and a kept branch is not divided by its keep rate, so
+that a skip in training is the skip of deployment. The full path's belief is the target of the skipped one (in-place
+distillation, Yu and Huang, 2019).
 """
 
+import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Bool, UInt8
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from .augment import AUGMENTATIONS
+from .batches import Batch, Batches
+from .checkpoint import TrainingState
 from .datasets import Dataset
-from .masked import run_masked
-from .protocol import Backbone
+from .paths import Paths, path_losses, spread_rows, units_of_block_0
+from .processes import Processes, processes
+from .protocol import ActionUnit, Backbone, num_units
+from .recipe import Recipe
+
+LOG_EVERY = 50  # steps; checkpoints are written at log points only, so that no running mean is lost
 
 
 @dataclass(frozen=True)
@@ -26,111 +37,152 @@ class PretrainResult:
 
     Attributes:
         steps: optimiser steps.
-        loss: mean training loss over the last 100 steps.
-        seconds: wall time.
+        curve: columns over log points: step, loss of the full path, loss of the skipped one.
+        seconds: wall time, over all sessions of a resumed run.
+        images_per_s: trained on, by this process.
+        loader_images_per_s: made ready when nothing else is done.
     """
 
     steps: int
-    loss: float
+    curve: dict[str, list[float]]
     seconds: float
-
-
-def sample_keep_mask(batch_size: int, depth: int, full_share: float, generator: torch.Generator) -> Bool[Tensor, "B L"]:
-    """Draw a keep rate in [0, 1] for each image, then its mask; block 0 always runs.
-
-    Args:
-        batch_size: rows B.
-        depth: columns L.
-        full_share: share of the rows, in expectation, that run everything.
-        generator: on the CPU.
-    """
-    draw = torch.rand(batch_size, depth + 2, generator=generator)
-    keep_mask = (draw[:, 2:] < draw[:, :1]) | (draw[:, 1:2] < full_share)
-    keep_mask[:, 0] = True
-    return keep_mask
-
-
-def random_shift(images: UInt8[Tensor, "B 3 H W"], pixels: int, generator: torch.Generator) -> UInt8[Tensor, "B 3 H W"]:
-    """Shift each image by up to `pixels` in both directions, repeating the border."""
-    count, _, height, width = images.shape
-    padded = F.pad(images.float(), (pixels,) * 4, mode="replicate").to(torch.uint8)
-    top, left = torch.randint(2 * pixels + 1, (2, count, 1, 1), generator=generator).unbind(0)
-    rows, columns = top + torch.arange(height)[:, None], left + torch.arange(width)
-    batch = torch.arange(count)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[batch, rows, columns].permute(0, 3, 1, 2)
+    images_per_s: float
+    loader_images_per_s: float
 
 
 def pretrain(
     vit: Backbone,
     train: Dataset,
+    recipe: Recipe,
     *,
-    epochs: int,
-    batch_size: int = 128,
-    learning_rate: float = 2e-3,
-    weight_decay: float = 0.05,
-    label_smoothing: float = 0.05,
-    full_share: float = 0.2,
-    shift: int = 2,
-    seed: int = 0,
+    folder: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    progress_bar: bool = True,
 ) -> PretrainResult:
-    """Train a backbone in place to classify with any part of its blocks.
+    """Train a backbone in place, alone or as one of the processes that `torchrun` started.
 
     Args:
-        vit: backbone to train; left in eval mode.
+        vit: backbone to train, on the device to train on; left in eval mode with the averaged weights.
         train: training images.
-        epochs: passes over the images.
-        batch_size: images per step.
-        learning_rate: peak of a one-cycle schedule.
-        weight_decay: of AdamW, on matrices only.
-        label_smoothing: of the cross-entropy.
-        full_share: share of the images that run every block.
-        shift: augmentation, largest shift [pixels].
-        seed: of order, masks and augmentation; the initial weights are the caller's.
+        recipe: how.
+        folder: for the checkpoint, from which a run that was stopped goes on exactly, and TensorBoard events.
+        checkpoint_seconds: wall time between checkpoints.
+        progress_bar: show one.
 
     Raises:
-        ValueError: if the data set is smaller than a batch or has other classes than the backbone.
+        ValueError: if the data set is smaller than a batch or has other classes than the backbone, or the folder
+            holds the checkpoint of another run.
+        FloatingPointError: if the loss is no longer finite.
     """
-    if len(train) < batch_size or len(train.classes) != vit.num_classes:
+    if len(train) < recipe.batch_size or len(train.classes) != vit.num_classes:
         raise ValueError(
-            f"train: expected at least {batch_size} images of {vit.num_classes} classes, "
+            f"train: expected at least {recipe.batch_size} images of {vit.num_classes} classes, "
             f"got {len(train)} of {len(train.classes)}"
         )
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(_parameter_groups(vit, weight_decay), lr=learning_rate, betas=(0.9, 0.99))
-    steps = epochs * (len(train) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.15)
-    device = next(vit.parameters()).device
-    losses: list[float] = []
-    start = time.perf_counter()
-    vit.train()
-    with tqdm(total=steps, desc="pretrain", unit="step", mininterval=5) as progress:
-        for rows in _batches(len(train), batch_size, epochs, generator):
-            images = random_shift(train.images[rows], shift, generator).to(device)
-            keep_mask = sample_keep_mask(batch_size, vit.depth, full_share, generator)
-            logits = run_masked(vit, images, keep_mask)
-            loss = F.cross_entropy(logits, train.labels[rows].to(device), label_smoothing=label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(list(vit.parameters()), 1.0)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-            progress.set_postfix(loss=f"{sum(losses[-100:]) / len(losses[-100:]):.3f}", refresh=False)
-            progress.update()
+    with processes(next(vit.parameters()).device) as here:
+        vit.to(here.device).train()
+        batches = _batches(vit, train, recipe, here)
+        state = TrainingState(vit, _optimizer(vit, recipe), [p.detach().clone() for p in vit.parameters()])
+        identity = {**asdict(recipe), "images": len(train), "parameters": sum(p.numel() for p in vit.parameters())}
+        checkpoint = folder / "checkpoint.safetensors" if folder else None
+        if checkpoint and checkpoint.exists():
+            state.load(checkpoint, identity)
+        save = (lambda: state.save(checkpoint, identity)) if checkpoint and here.rank == 0 else (lambda: None)
+        loader = batches.throughput()
+        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state.step) if folder and not here.rank else None
+        _train(state, batches, recipe, here, save, checkpoint_seconds, writer, progress_bar and here.rank == 0)
+        state.adopt_average()
+        if writer:
+            writer.close()
     vit.eval()
-    recent = losses[-100:]
-    return PretrainResult(steps=steps, loss=sum(recent) / len(recent), seconds=time.perf_counter() - start)
+    images = state.step * recipe.batch_size / here.count
+    return PretrainResult(state.step, state.curve, state.seconds, images / max(state.seconds, 1e-9), loader)
 
 
-def _batches(count: int, batch_size: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
-    for _ in range(epochs):
-        order = torch.randperm(count, generator=generator)
-        yield from order[: count // batch_size * batch_size].split(batch_size)
+def _train(
+    state: TrainingState,
+    batches: Batches,
+    recipe: Recipe,
+    here: Processes,
+    save: Callable[[], None],
+    checkpoint_seconds: float,
+    writer: SummaryWriter | None,
+    progress_bar: bool,
+) -> None:
+    steps = recipe.epochs * batches.steps_per_epoch
+    paths: Callable[..., Any] = Paths(state.vit, recipe.skip)
+    if here.count > 1:
+        paths = DistributedDataParallel(paths)
+    if recipe.compile:
+        paths = torch.compile(paths, dynamic=True)
+    losses = torch.zeros(2, device=here.device)
+    since_log, since_save = time.perf_counter(), time.perf_counter()
+    with tqdm(total=steps, initial=state.step, desc="pretrain", unit="step", disable=not progress_bar) as progress:
+        while state.step < steps:
+            for group in state.optimizer.param_groups:
+                group["lr"] = recipe.learning_rate_at(state.step / steps)
+            losses += _step(state, paths, batches[state.step], recipe, here)
+            state.step += 1
+            state.update_average(recipe.ema_decay)
+            progress.update()
+            if state.step % LOG_EVERY and state.step < steps:
+                continue
+            now = time.perf_counter()
+            state.seconds, since_log = state.seconds + now - since_log, now
+            _log(state, here.mean(losses) / ((state.step - 1) % LOG_EVERY + 1), writer)
+            losses.zero_()
+            progress.set_postfix(full=f"{state.curve['full_loss'][-1]:.3f}", refresh=False)
+            if now - since_save > checkpoint_seconds or state.step == steps:
+                save()
+                since_save = now
 
 
-def _parameter_groups(vit: Backbone, weight_decay: float) -> list[dict[str, object]]:
+def _step(state: TrainingState, paths: Callable[..., Any], batch: Batch, recipe: Recipe, here: Processes) -> Tensor:
+    """One optimiser step; the losses of the full and of the skipped path, [2]."""
+    full_rows = spread_rows(len(batch.images), recipe.full_share if recipe.skip != "none" else 1.0).to(here.device)
+    with torch.autocast(here.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        full, skipped = paths(batch.images, batch.keep_mask, full_rows)
+    losses = path_losses(
+        full,
+        skipped,
+        batch.targets,
+        full_rows,
+        label_smoothing=recipe.label_smoothing,
+        distillation=recipe.distillation,
+    )
+    state.optimizer.zero_grad(set_to_none=True)
+    torch.stack(losses).sum().backward()
+    nn.utils.clip_grad_norm_(list(state.vit.parameters()), recipe.clip_norm)
+    state.optimizer.step()
+    return torch.stack(losses).detach()
+
+
+def _log(state: TrainingState, losses: Tensor, writer: SummaryWriter | None) -> None:
+    full, skipped = losses.tolist()
+    if not math.isfinite(full + skipped):
+        raise FloatingPointError(f"loss: expected a finite one, got {full} and {skipped} before step {state.step}")
+    for name, value in {"step": float(state.step), "full_loss": full, "skipped_loss": skipped}.items():
+        state.curve.setdefault(name, []).append(value)
+        if writer and name != "step":
+            writer.add_scalar(f"pretrain/{name}", value, state.step)
+
+
+def _batches(vit: Backbone, train: Dataset, recipe: Recipe, here: Processes) -> Batches:
+    unit: ActionUnit = "half" if recipe.skip == "half" else "block"
+    return Batches(
+        train.to(here.device),
+        AUGMENTATIONS[recipe.augmentation],
+        recipe.batch_size,
+        here.share(recipe.batch_size),
+        units=num_units(vit, unit),
+        always=units_of_block_0(recipe.skip),
+        seed=recipe.seed,
+    )
+
+
+def _optimizer(vit: Backbone, recipe: Recipe) -> torch.optim.Optimizer:
     parameters = list(vit.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim == 2 or p.ndim == 4], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim != 2 and p.ndim != 4], "weight_decay": 0.0},
-    ]
+    matrices = [p for p in parameters if p.ndim in (2, 4)]
+    others = [p for p in parameters if p.ndim not in (2, 4)]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.99), fused=True)

@@ -1,6 +1,7 @@
 """Our own small pre-norm Vision Transformer (Dosovitskiy et al., 2021), executable block by block."""
 
-from typing import cast
+from itertools import pairwise
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Float, Shaped
@@ -9,6 +10,9 @@ from torch.nn import functional as F
 
 from .macs import Macs, vit_macs
 from .protocol import to_float_images
+from .registry import unknown_name
+
+Stem = Literal["patch", "conv"]
 
 
 class Attention(nn.Module):
@@ -56,6 +60,39 @@ class Block(nn.Module):
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
+class ConvStem(nn.Sequential):
+    """Patch embedding by 3x3 convolutions of stride 2, each of twice the width (Xiao et al., 2021).
+
+    Normalised per image (one group), so that no image can influence another.
+
+    Args:
+        patch_size: height and width of a patch [pixels]; a power of two.
+        embed_dim: token width D; a multiple of `patch_size` / 2.
+    """
+
+    def __init__(self, patch_size: int, embed_dim: int) -> None:
+        halvings = patch_size.bit_length() - 1
+        if patch_size != 2**halvings or halvings < 1 or embed_dim % 2 ** (halvings - 1):
+            raise ValueError(
+                f"patch_size: expected a power of two of at least 2 whose half divides embed_dim {embed_dim}, "
+                f"got {patch_size}"
+            )
+        widths = [3, *(embed_dim >> left for left in range(halvings - 1, -1, -1))]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.GroupNorm(1, after), nn.GELU()]
+        super().__init__(*layers, nn.Conv2d(embed_dim, embed_dim, 1))
+
+    def macs(self, image_size: int) -> int:
+        """Multiply-accumulates of one image of `image_size` x `image_size` pixels."""
+        total, size = 0, image_size
+        for layer in self:
+            if isinstance(layer, nn.Conv2d):
+                size //= layer.stride[0]
+                total += layer.weight.numel() * size**2
+        return total
+
+
 class ViT(nn.Module):
     """Plain ViT with a class token; implements `Backbone`.
 
@@ -67,6 +104,7 @@ class ViT(nn.Module):
         num_heads: attention heads.
         num_classes: classes K.
         mlp_ratio: hidden width of the MLP over `embed_dim`.
+        stem: "patch" cuts the image into patches and projects them, "conv" is a `ConvStem`.
 
     Raises:
         ValueError: if the sizes do not fit one another.
@@ -84,6 +122,7 @@ class ViT(nn.Module):
         num_heads: int = 3,
         num_classes: int = 10,
         mlp_ratio: float = 4.0,
+        stem: Stem = "patch",
     ) -> None:
         super().__init__()
         if image_size % patch_size:
@@ -91,9 +130,16 @@ class ViT(nn.Module):
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim: expected a multiple of num_heads {num_heads}, got {embed_dim}")
         self.image_size, self.embed_dim, self.depth, self.num_classes = image_size, embed_dim, depth, num_classes
-        self.num_tokens = 1 + (image_size // patch_size) ** 2
+        self._grid = (image_size // patch_size) ** 2
+        self.num_tokens = 1 + self._grid
         self.mlp_dim = round(mlp_ratio * embed_dim)
-        self.patches = nn.Conv2d(3, embed_dim, patch_size, patch_size)
+        self.patches: nn.Conv2d | ConvStem
+        if stem == "patch":
+            self.patches = nn.Conv2d(3, embed_dim, patch_size, patch_size)
+        elif stem == "conv":
+            self.patches = ConvStem(patch_size, embed_dim)
+        else:
+            raise unknown_name("stem", stem, get_args(Stem))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.num_tokens, embed_dim))
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, self.mlp_dim) for _ in range(depth))
@@ -111,12 +157,14 @@ class ViT(nn.Module):
 
     @property
     def macs(self) -> Macs:
+        patches = self.patches
+        stem = patches.macs(self.image_size) if isinstance(patches, ConvStem) else patches.weight.numel() * self._grid
         return vit_macs(
             depth=self.depth,
             embed_dim=self.embed_dim,
             mlp_dim=self.mlp_dim,
             num_tokens=self.num_tokens,
-            stem=self.patches.weight.numel() * (self.num_tokens - 1),
+            stem=stem,
             num_classes=self.num_classes,
         )
 

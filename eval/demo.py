@@ -22,8 +22,8 @@ from .tables import format_test
 from .throughput import Benchmark, benchmark
 
 AGENTS = {  # how each is trained; a larger cost weight buys compute with accuracy
-    "ppo": TrainConfig("ppo", 1_600_000, env={"cost_weight": 0.1}),
-    "ppo-tight": TrainConfig("ppo", 1_600_000, env={"cost_weight": 0.6}),
+    "ppo": TrainConfig("ppo", 2_000_000, env={"cost_weight": 0.1}),
+    "ppo-tight": TrainConfig("ppo", 2_000_000, env={"cost_weight": 0.6}),
     "a2c": TrainConfig("a2c", 1_000_000, env={"cost_weight": 0.1}),
 }
 LEVELS = (2, 3, 4, 5, 6, 8, 10, 12)  # blocks at which the rivals' curves are drawn

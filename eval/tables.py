@@ -8,6 +8,7 @@ from rich.table import Table
 
 from .depth import BANDS, DepthProfile
 from .measurement import Measurement
+from .skip_tolerance import SkipTolerance
 from .statistics import PairedTest, paired_test
 from .throughput import Benchmark
 
@@ -22,6 +23,17 @@ def depth_table(profile: DepthProfile) -> Table:
     table.add_section()
     needed = (f"{value:.2f}" for value in profile.blocks_needed)
     table.add_row("needed", f"rank corr. {profile.correlation:.2f}", *needed)
+    return table
+
+
+def skip_table(tolerance: SkipTolerance) -> Table:
+    """Accuracy at the compute of k blocks, by the way of skipping."""
+    table = Table(title=f"accuracy under skipping [%]; the full net has {_percent(tolerance.full)}")
+    for heading in ("blocks' worth", "MACs [%]", *tolerance.accuracy):
+        table.add_column(escape(heading), justify="right")
+    for k, fraction in enumerate(tolerance.macs_fraction):
+        accuracies = (_percent(column[k]) for column in tolerance.accuracy.values())
+        table.add_row(str(k + 1), _percent(fraction), *accuracies)
     return table
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from vitskip.agents.run_directory import read
 
-COMMANDS = ("pretrain", "depth", "train", "evaluate", "benchmark", "demo")
+COMMANDS = ("download", "pretrain", "depth", "train", "evaluate", "benchmark", "demo")
 TINY = ["--backbone", "tiny-vit4", "--dataset", "tiny-digits"]
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 BATCH = '{"batch_size": 64}'
@@ -91,7 +91,9 @@ def finished(folder: Path) -> dict[str, Finished]:
         "evaluate": ["evaluate", "RUN", "--static-mask-images", "8", "--json", "evaluate.json"],
         "evaluate without masks": ["evaluate", "RUN", "--static-mask-images", "0"],
         "benchmark": ["benchmark", "RUN", *sizes, "--json", "benchmark.json"],
-        "pretrain": ["pretrain", "--out", "weights/small", *small, "--json", "pretrain.json"],
+        "pretrain": ["pretrain", "--out", "small", *small, "--json", "pretrain.json"],
+        "fine-tune": ["pretrain", "--out", "tuned", "--start", "small", *small[-4:], "--skip", "half"],
+        "depth of a folder": ["depth", "--backbone", "tuned", "--dataset", "small-digits"],
         "depth": ["depth", *TINY, "--split", "validation", "--json", "depth.json"],
         **{f"wrong {name}": arguments for name, (arguments, _) in WRONG.items()},
         **{f"unparsable {name}": arguments for name, (arguments, _) in UNPARSABLE.items()},
@@ -155,13 +157,22 @@ def test_benchmark(finished: dict[str, Finished], folder: Path) -> None:
 
 
 def test_pretrain(finished: dict[str, Finished], folder: Path) -> None:
-    assert "accuracy of the first k blocks" in check(finished["pretrain"])
-    card = json.loads((folder / "weights" / "small.json").read_text())
+    text = check(finished["pretrain"])
+    assert "accuracy under skipping" in text and "batches alone come at" in text
+    card = json.loads((folder / "small" / "card.json").read_text())
     assert card == json.loads((folder / "pretrain.json").read_text())
-    assert card["architecture"]["depth"] == 2
-    assert card["training"]["dataset"] == "small-digits" and card["training"]["steps"] == 2
-    assert len(card["test_accuracy_of_first_k_blocks"]) == 3
-    assert (folder / "weights" / "small.safetensors").stat().st_size > 1000
+    assert (card["architecture"]["depth"], card["dataset"], card["result"]["steps"]) == (2, "small-digits", 2)
+    assert card["command"].startswith("vitskip pretrain --out small")
+    assert set(card["test"]["accuracy"]) == {"random skip", "first k", "best static mask", "early exit"}
+    assert (folder / "small" / "weights.safetensors").stat().st_size > 1000
+
+
+def test_fine_tuning_goes_on_from_a_folder(finished: dict[str, Finished], folder: Path) -> None:
+    check(finished["fine-tune"])
+    first, second = (json.loads((folder / name / "card.json").read_text()) for name in ("small", "tuned"))
+    assert second["architecture"] == first["architecture"]
+    assert (second["start"], second["recipe"]["skip"]) == ("small", "half")
+    assert "accuracy under skipping" in check(finished["depth of a folder"])
 
 
 def test_depth(finished: dict[str, Finished], folder: Path) -> None:
@@ -227,6 +238,6 @@ def test_the_demo(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "in points" in " ".join(result.stdout.split())
     results = json.loads((tmp_path / "results.json").read_text())
-    assert set(results["agents"]) == {"ppo", "a2c"}
+    assert set(results["agents"]) == {"ppo", "ppo-tight", "a2c"}
     for picture in ("reward_curves", "accuracy_over_compute", "episodes"):
         assert (tmp_path / "demo" / f"{picture}.png").stat().st_size > 10_000

@@ -1,25 +1,38 @@
-"""Skip-tolerant pretraining: masks, augmentation, and a short run that must learn."""
+"""Skip-tolerant pretraining: what it learns, and that stopping or dividing it changes nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitskip.backbone import checkpoint
 from vitskip.backbone.datasets import Dataset
 from vitskip.backbone.masked import run_masked
-from vitskip.backbone.pretrain import PretrainResult, pretrain, random_shift, sample_keep_mask
+from vitskip.backbone.pretrain import LOG_EVERY, PretrainResult, pretrain
+from vitskip.backbone.recipe import Recipe
 from vitskip.backbone.vit import ViT
 
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+RECIPE = Recipe(epochs=20, batch_size=32, learning_rate=1e-2, label_smoothing=0.0, ema_decay=0.9, augmentation="none")
+LONG = replace(RECIPE, epochs=2 * LOG_EVERY + 3, batch_size=32, augmentation="digits")  # two steps to an epoch
 
 
 @pytest.fixture(scope="module")
 def toy() -> Dataset:
+    return toy_dataset()
+
+
+def toy_dataset() -> Dataset:
     """64 noisy images of four classes, each class a quadrant that is bright."""
     labels = torch.arange(64) % 4
-    images = torch.randint(0, 100, (64, 3, 8, 8), generator=generator())
+    images = torch.randint(0, 100, (64, 3, 8, 8), generator=torch.Generator().manual_seed(0))
     for image, label in zip(images, labels.tolist(), strict=True):
         image[:, 4 * (label // 2) :, 4 * (label % 2) :][:, :4, :4] += 100
     return Dataset(images.to(torch.uint8), labels, ("a", "b", "c", "d"), torch.zeros(64))
@@ -30,9 +43,9 @@ def make_vit(num_classes: int = 4) -> ViT:
     return ViT(image_size=8, patch_size=4, embed_dim=8, depth=3, num_heads=2, num_classes=num_classes)
 
 
-def short_run(vit: ViT, toy: Dataset, seed: int = 0, **changes: float) -> PretrainResult:
-    settings = {"epochs": 20, "batch_size": 32, "learning_rate": 1e-2, "shift": 1} | changes
-    return pretrain(vit, toy, seed=seed, **settings)
+def train(toy: Dataset, recipe: Recipe, **arguments: Any) -> tuple[ViT, PretrainResult]:
+    vit = make_vit()
+    return vit, pretrain(vit, toy, recipe, progress_bar=False, **arguments)
 
 
 def loss_of(vit: ViT, toy: Dataset, keep_mask: Tensor) -> float:
@@ -40,91 +53,128 @@ def loss_of(vit: ViT, toy: Dataset, keep_mask: Tensor) -> float:
         return F.cross_entropy(run_masked(vit, toy.images, keep_mask), toy.labels).item()
 
 
-def test_block_0_always_runs() -> None:
-    keep_mask = sample_keep_mask(500, 6, 0.0, generator())
-    assert (keep_mask.shape, keep_mask.dtype) == ((500, 6), torch.bool)
-    assert keep_mask[:, 0].all()
-    assert not keep_mask[:, 1].all()
+def same(first: ViT, second: ViT) -> bool:
+    other = second.state_dict()
+    return all(torch.equal(tensor, other[name]) for name, tensor in first.state_dict().items())
 
 
-def test_the_keep_rate_is_drawn_per_image() -> None:
-    """Of 20 blocks the share kept is uniform over images, where one rate for all would pile up at its mean."""
-    share = sample_keep_mask(4000, 21, 0.0, generator())[:, 1:].float().mean(1)
-    assert share.mean().item() == pytest.approx(0.5, abs=0.03)
-    assert share.var().item() == pytest.approx(1 / 12 + 1 / 120, abs=0.01)  # of the rate, and of 20 draws given it
-    assert share.min() == 0
-    assert share.max() == 1
-
-
-def test_full_share_is_the_share_of_rows_that_run_everything() -> None:
-    assert sample_keep_mask(100, 6, 1.0, generator()).all()
-    extra = sample_keep_mask(4000, 60, 0.3, generator()).all(1).float().mean().item()
-    assert extra == pytest.approx(0.3 + 0.7 / 60, abs=0.03)
-
-
-def test_masks_follow_from_the_generator() -> None:
-    first, again, other = (sample_keep_mask(20, 6, 0.2, generator(seed)) for seed in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-def test_no_shift_is_the_identity() -> None:
-    images = torch.randint(0, 256, (5, 3, 8, 6), generator=generator()).to(torch.uint8)
-    assert torch.equal(random_shift(images, 0, generator()), images)
-
-
-def test_a_shift_moves_each_image_and_repeats_the_border() -> None:
-    images = torch.arange(48, dtype=torch.uint8).view(1, 1, 8, 6).expand(200, 3, 8, 6)  # the value tells the place
-    shifted = random_shift(images, 2, generator())
-    assert (shifted.dtype, shifted.shape) == (torch.uint8, images.shape)
-    rows, columns = torch.arange(8), torch.arange(6)
-    seen: set[tuple[int, int]] = set()
-    for image in shifted:
-        down, right = (int(image[0, 4, 3]) // 6 - 4, int(image[0, 4, 3]) % 6 - 3)
-        expected = images[0][:, (rows + down).clamp(0, 7)][:, :, (columns + right).clamp(0, 5)]
-        assert torch.equal(image, expected)
-        seen.add((down, right))
-    assert seen == {(down, right) for down in range(-2, 3) for right in range(-2, 3)}
-
-
-def test_a_short_run_learns_at_every_depth(toy: Dataset) -> None:
-    vit = make_vit()
-    masks = {"all": torch.ones(64, 3, dtype=torch.bool), "first": torch.tensor([True, False, False]).expand(64, 3)}
-    before = {name: loss_of(vit, toy, mask) for name, mask in masks.items()}
-    result = short_run(vit, toy, label_smoothing=0.0)
+@pytest.mark.parametrize("skip", ["block", "half"])
+@pytest.mark.parametrize("full_share", [1.0, 0.3])
+def test_a_short_run_learns_at_every_depth(toy: Dataset, skip: str, full_share: float) -> None:
+    vit, result = train(toy, replace(RECIPE, skip=skip, full_share=full_share))
+    untrained = make_vit()
     assert result.steps == 40
-    for name, mask in masks.items():
-        assert before[name] > 1.2
-        assert loss_of(vit, toy, mask) < 0.5 * before[name]
-    assert 0 < result.loss < 1.3
+    for keep in ((True, True, True), (True, False, False), (True, False, True)):
+        mask = torch.tensor(keep).expand(64, 3)
+        assert loss_of(untrained, toy, mask) > 1.2
+        assert loss_of(vit, toy, mask) < 0.5 * loss_of(untrained, toy, mask)
     assert not vit.training
 
 
-def test_the_same_seed_gives_the_same_weights(toy: Dataset) -> None:
-    runs = [make_vit() for _ in range(3)]
-    for vit, seed in zip(runs, (0, 0, 1), strict=True):
-        torch.manual_seed(torch.seed())  # whatever the global state
-        short_run(vit, toy, seed, epochs=2)
-    first, again, other = (vit.state_dict() for vit in runs)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["head.weight"], other["head.weight"])
+def test_a_plain_net_is_trained_on_its_full_path_only(toy: Dataset) -> None:
+    vit, result = train(toy, replace(RECIPE, skip="none"))
+    assert loss_of(vit, toy, torch.ones(64, 3, dtype=torch.bool)) < 0.6
+    assert set(result.curve["skipped_loss"]) == {0.0}
 
 
-def test_training_skips_what_its_masks_skip(toy: Dataset) -> None:
-    partial, full = make_vit(), make_vit()
-    for vit, full_share in ((partial, 0.0), (full, 1.0)):
-        short_run(vit, toy, epochs=2, full_share=full_share)  # the same batches and shifts, other masks
-    assert not torch.allclose(partial.head.weight, full.head.weight, atol=1e-3)
+def test_the_seed_decides_and_the_global_state_does_not(toy: Dataset) -> None:
+    short = replace(RECIPE, epochs=2)
+    first, _ = train(toy, short)
+    torch.manual_seed(torch.seed())
+    vit = make_vit()
+    torch.rand(3)
+    pretrain(vit, toy, short, progress_bar=False)
+    other, _ = train(toy, replace(short, seed=1))
+    assert same(first, vit)
+    assert not same(first, other)
 
 
-def test_only_whole_batches_are_used(toy: Dataset) -> None:
-    assert short_run(make_vit(), toy, epochs=2, batch_size=48).steps == 2
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("kills", [(1,), (1, 2)])
+def test_a_run_that_was_killed_ends_with_the_same_weights(
+    toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: tuple[int, ...]
+) -> None:
+    straight, whole = train(toy, LONG)
+    save = checkpoint.TrainingState.save
+    saved = 0
+
+    def save_and_die(self: checkpoint.TrainingState, path: Path, identity: dict[str, Any]) -> None:
+        nonlocal saved
+        save(self, path, identity)
+        saved += 1
+        if saved in kills:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint.TrainingState, "save", save_and_die)
+    for _ in kills:
+        with pytest.raises(Killed):
+            train(toy, LONG, folder=tmp_path, checkpoint_seconds=0.0)
+    resumed, result = train(toy, LONG, folder=tmp_path, checkpoint_seconds=0.0)
+    assert saved == 5  # after 50, 100, 150, 200 and 206 steps
+    assert same(straight, resumed)
+    assert result.curve == whole.curve
+    again, _ = train(toy, LONG, folder=tmp_path)  # a finished run is only read
+    assert same(again, resumed)
+    assert saved == 5
+
+
+def test_a_kill_between_checkpoints_loses_steps_and_nothing_else(
+    toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, _ = train(toy, LONG)
+    update = checkpoint.TrainingState.update_average
+
+    def die_at_step_77(self: checkpoint.TrainingState, decay: float) -> None:
+        update(self, decay)
+        if self.step == 77:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.TrainingState, "update_average", die_at_step_77)
+        with pytest.raises(Killed):
+            train(toy, LONG, folder=tmp_path, checkpoint_seconds=0.0)
+    resumed, _ = train(toy, LONG, folder=tmp_path)
+    assert same(straight, resumed)
+
+
+def test_the_checkpoint_of_another_run_is_refused(toy: Dataset, tmp_path: Path) -> None:
+    train(toy, RECIPE, folder=tmp_path)
+    with pytest.raises(ValueError, match="made with other learning_rate, seed"):
+        train(toy, replace(RECIPE, learning_rate=1e-3, seed=3), folder=tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", None])
+def test_a_corrupt_checkpoint_is_refused(toy: Dataset, tmp_path: Path, damage: bytes | None) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    if damage is None:
+        train(toy, RECIPE, folder=tmp_path)
+        damage = file.read_bytes()[:-100]
+    file.write_bytes(damage)
+    with pytest.raises(ValueError, match="checkpoint: expected one of a training run"):
+        train(toy, RECIPE, folder=tmp_path)
+
+
+def test_the_result_is_the_average_of_the_weights(toy: Dataset) -> None:
+    """With a decay of 0 the average is the last weights; a slow one lags behind."""
+    last, _ = train(toy, replace(RECIPE, ema_decay=0.0))
+    slow, _ = train(toy, replace(RECIPE, ema_decay=0.999))
+    assert not same(last, slow)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(toy: Dataset) -> None:
+    vit = make_vit()
+    torch.nn.init.constant_(vit.head.weight, torch.nan)
+    with pytest.raises(FloatingPointError, match="loss: expected a finite one"):
+        pretrain(vit, toy, RECIPE, progress_bar=False)
 
 
 def test_weight_decay_spares_vectors_and_embeddings(toy: Dataset) -> None:
-    light, heavy = make_vit(), make_vit()
-    short_run(light, toy, epochs=1, weight_decay=0.0)
-    short_run(heavy, toy, epochs=1, weight_decay=60.0)
+    short = replace(RECIPE, epochs=3, ema_decay=0.0)
+    light, _ = train(toy, replace(short, weight_decay=0.0))
+    heavy, _ = train(toy, replace(short, weight_decay=30.0))
     shares = {
         name: (parameter.norm() / light.get_parameter(name).norm()).item()
         for name, parameter in heavy.named_parameters()
@@ -133,8 +183,55 @@ def test_weight_decay_spares_vectors_and_embeddings(toy: Dataset) -> None:
     assert min(shares["norm.weight"], shares["pos_embed"], shares["cls_token"]) > 0.9
 
 
+def test_bfloat16_trains_too(toy: Dataset) -> None:
+    vit, _ = train(toy, replace(RECIPE, precision="bfloat16"))
+    exact, _ = train(toy, RECIPE)
+    mask = torch.ones(64, 3, dtype=torch.bool)
+    assert loss_of(vit, toy, mask) == pytest.approx(loss_of(exact, toy, mask), abs=0.1)
+    assert next(vit.parameters()).dtype == torch.float32
+
+
 def test_a_data_set_that_does_not_fit_is_refused(toy: Dataset) -> None:
     with pytest.raises(ValueError, match="expected at least 32 images of 10 classes, got 64 of 4"):
-        short_run(make_vit(num_classes=10), toy)
-    with pytest.raises(ValueError, match="expected at least 65 images of 4 classes, got 64 of 4"):
-        short_run(make_vit(), toy, batch_size=65)
+        pretrain(make_vit(num_classes=10), toy, RECIPE)
+    with pytest.raises(ValueError, match="expected at least 66 images of 4 classes, got 64 of 4"):
+        train(toy, replace(RECIPE, batch_size=66))
+
+
+def test_tensorboard_has_the_losses(toy: Dataset, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, result = train(toy, LONG, folder=tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    for name in ("full_loss", "skipped_loss"):
+        logged = [scalar.value for scalar in events.Scalars(f"pretrain/{name}")]
+        assert logged == pytest.approx(result.curve[name])
+
+
+def test_two_processes_have_the_loss_curve_of_one(toy: Dataset, tmp_path: Path) -> None:
+    """`torchrun` with two gloo processes, the same global batch."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    subprocess.run([*command, str(tmp_path)], check=True, timeout=240, env=environment, capture_output=True)
+    divided = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    vit, whole = train(toy, LONG)
+    assert divided[0] == divided[1]
+    for name, column in whole.curve.items():
+        assert divided[0]["curve"][name] == pytest.approx(column, rel=1e-3, abs=1e-4)
+    assert divided[0]["norm"] == pytest.approx(sum(p.norm().item() for p in vit.parameters()), rel=1e-3)
+    assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
+
+
+def main(folder: Path) -> None:
+    """One of the processes of the test above."""
+    torch.set_num_threads(1)
+    vit = make_vit()
+    result = pretrain(vit, toy_dataset(), LONG, folder=folder / "run", progress_bar=False)
+    norm = sum(parameter.norm().item() for parameter in vit.parameters())
+    values = {"curve": result.curve, "norm": norm}
+    (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(values))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

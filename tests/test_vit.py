@@ -4,6 +4,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitskip.backbone.protocol import Backbone, num_units, to_float_images, unit_runner
 from vitskip.backbone.vit import ViT
@@ -113,3 +114,29 @@ def test_shapes_are_checked_at_run_time(tiny_vit: ViT) -> None:
         tiny_vit.embed(torch.rand(1, 4, 32, 32))
     with pytest.raises(TypeCheckError, match="B N D"):
         tiny_vit.run_block(0, torch.rand(5, 16))
+
+
+def test_the_convolutional_stem_gives_as_many_tokens_and_its_macs(tiny_images: Tensor) -> None:
+    vit = ViT(image_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, stem="conv")
+    assert vit.embed(tiny_images).shape == (len(tiny_images), 17, 16)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        vit.embed(tiny_images[:1])
+    assert vit.macs.stem == counter.get_total_flops() // 2
+
+
+def test_images_do_not_meet_in_the_convolutional_stem(tiny_images: Tensor) -> None:
+    vit = ViT(image_size=32, patch_size=4, embed_dim=16, depth=1, num_heads=2, stem="conv").train()
+    torch.testing.assert_close(vit.embed(tiny_images)[1:2], vit.embed(tiny_images[1:2]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stem": "convv"}, "unknown stem 'convv': .*did you mean 'conv'"),
+        ({"stem": "conv", "patch_size": 16, "embed_dim": 4}, "patch_size: expected a power of two"),
+        ({"stem": "conv", "patch_size": 1}, "patch_size: expected a power of two"),
+    ],
+)
+def test_a_bad_stem_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ViT(**{"image_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2, **changes})

@@ -1,7 +1,9 @@
 """The command line: each command unwraps its arguments, calls one function, prints a table, and writes JSON."""
 
 import json as jsonlib
+import shlex
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,77 +16,107 @@ from vitskip.agents import DynamicViT
 from vitskip.agents.run_directory import Run, read, versions, write_json
 from vitskip.agents.training import TrainConfig
 from vitskip.agents.training import train as train_agent
-from vitskip.backbone import Dataset, ViT, load_backbone, load_dataset
-from vitskip.backbone.pretrain import pretrain as pretrain_backbone
-from vitskip.backbone.weights import save_weights
+from vitskip.backbone import Dataset, load_backbone, load_dataset
+from vitskip.backbone.backbones import build_backbone
+from vitskip.backbone.image_datasets import download_dataset
+from vitskip.backbone.recipe import Recipe
+from vitskip.backbone.start import start_backbone
+from vitskip.backbone.vit import Stem
 from vitskip.envs import EnvConfig
 from vitskip.envs.config import check_device
 from vitskip.eval.demo import demo as run_demo
 from vitskip.eval.depth import depth_profile
 from vitskip.eval.evaluation import evaluate as evaluate_net
 from vitskip.eval.evaluation import validation_masks
-from vitskip.eval.tables import benchmark_table, comparison_table, depth_table
+from vitskip.eval.pretraining import pretrain_and_measure
+from vitskip.eval.skip_tolerance import skip_tolerance
+from vitskip.eval.tables import benchmark_table, comparison_table, depth_table, skip_table
 from vitskip.eval.throughput import BATCH_SIZES
 from vitskip.eval.throughput import benchmark as benchmark_net
 
 console = Console(width=None if sys.stdout.isatty() else 120)  # tables whole in files and pipes
 EnvFlags = Annotated[EnvConfig, tyro.conf.OmitArgPrefixes]
+RecipeFlags = Annotated[Recipe, tyro.conf.OmitArgPrefixes]
+
+
+@dataclass(frozen=True)
+class NewViT:
+    """Architecture of a new ViT.
+
+    Attributes:
+        embed_dim: token width.
+        depth: blocks.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of the MLPs over embed_dim.
+        patch_size: pixels.
+        stem: one projection of each patch, or convolutions.
+    """
+
+    embed_dim: int = 64
+    depth: int = 12
+    num_heads: int = 2
+    mlp_ratio: float = 1.0
+    patch_size: int = 8
+    stem: Stem = "patch"
+
+
+VitFlags = Annotated[NewViT, tyro.conf.OmitArgPrefixes]
+DIGITS = Recipe(full_share=0.2, distillation=0.0)  # of the embedded task: no teacher, so that depth matters
 
 
 def pretrain(
     out: Path = Path("runs/digits-vit12"),
     dataset: str = "digits-60k",
     data_root: str | None = None,
-    embed_dim: int = 64,
-    depth: int = 12,
-    num_heads: int = 2,
-    mlp_ratio: float = 1.0,
-    patch_size: int = 8,
-    epochs: int = 12,
-    seed: int = 0,
+    start: str | None = None,
+    weights: Path | None = None,
+    vit: VitFlags = NewViT(),
+    recipe: RecipeFlags = DIGITS,
+    device: str = "cpu",
     json: Path | None = None,
 ) -> None:
-    """Train a skip-tolerant ViT; leaves OUT.safetensors (weights) and OUT.json (card), and prints accuracy by depth.
+    """Train a ViT to tolerate skipping, or fine-tune one; leaves a folder that is a backbone by its path.
+
+    A run that was stopped goes on where it was when the same command is given again. `torchrun` divides each batch.
 
     Args:
-        out: path without ending.
+        out: folder for weights, card, checkpoint and TensorBoard events.
         dataset: registered name.
         data_root: folder of the data set, where it lives in files.
-        embed_dim: token width.
-        depth: blocks.
-        num_heads: attention heads.
-        mlp_ratio: hidden width of the MLPs over embed_dim.
-        patch_size: pixels.
-        epochs: passes over the training images.
-        seed: of weights, order, masks and augmentation.
+        start: what to fine-tune instead of a new ViT: a shipped name, a folder, torchvision:NAME or timm:NAME.
+        weights: file of others' weights, for torchvision and timm.
+        vit: the new ViT.
+        recipe: how it is trained.
+        device: where to train.
         json: also write the card here.
     """
     train = load_dataset(dataset, "train", data_root)
-    architecture = {
-        "image_size": train.images.shape[-1],
-        "patch_size": patch_size,
-        "embed_dim": embed_dim,
-        "depth": depth,
-        "num_heads": num_heads,
-        "num_classes": len(train.classes),
-        "mlp_ratio": mlp_ratio,
-    }
-    torch.manual_seed(seed)
-    vit = ViT(**architecture)
-    result = pretrain_backbone(vit, train, epochs=epochs, seed=seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(out.with_suffix(".safetensors"), vit, torch.float16)
-    profile = depth_profile(vit, load_dataset(dataset, "test", data_root))
-    card = {
-        "architecture": architecture,
-        "training": {"dataset": dataset, "epochs": epochs, "seed": seed, "steps": result.steps, "loss": result.loss},
-        "seconds": result.seconds,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        "test_accuracy_of_first_k_blocks": profile.accuracy.tolist(),
-    }
-    write_json(out.with_suffix(".json"), card)
-    console.print(depth_table(profile))
+    image_size, num_classes = train.images.shape[-1], len(train.classes)
+    torch.manual_seed(recipe.seed)
+    if start is None:
+        architecture = {"family": "vit", "image_size": image_size, "num_classes": num_classes, **asdict(vit)}
+        backbone = build_backbone(architecture)
+    else:
+        backbone, architecture = start_backbone(start, num_classes, weights)
+    done = pretrain_and_measure(
+        out,
+        backbone.to(check_device(device)),
+        architecture,
+        recipe,
+        dataset=dataset,
+        data_root=data_root,
+        command="vitskip " + shlex.join(sys.argv[1:]),
+    )
+    if done is None:  # another process of this run writes and prints
+        return
+    card, tolerance = done
+    console.print(skip_table(tolerance))
+    rates = card["result"]["images_per_s"], card["result"]["loader_images_per_s"]
+    console.print(
+        f"{out}: trained on {rates[0]:,.0f} images/s; batches alone come at {rates[1]:,.0f} images/s",
+        markup=False,
+        soft_wrap=True,
+    )
     _write(json, card)
 
 
@@ -93,26 +125,44 @@ def depth(
     dataset: str = "digits",
     split: Literal["validation", "test"] = "test",
     data_root: str | None = None,
+    static_mask_images: int = 256,
+    device: str = "cpu",
     json: Path | None = None,
 ) -> None:
-    """Print a backbone's accuracy after its first k blocks, by difficulty.
+    """Print what depth is worth: accuracy after the first k blocks by difficulty, and under static and random skipping.
 
     Args:
-        backbone: registered name.
+        backbone: registered name, or a folder of `vitskip pretrain`.
         dataset: registered name.
-        split: part to measure on.
+        split: part to measure on; masks and thresholds are chosen on validation in any case.
         data_root: folder of the data set, where it lives in files.
+        static_mask_images: validation images on which all static masks are tried; 0 leaves them out.
+        device: where to run.
         json: also write the numbers here.
     """
-    profile = depth_profile(load_backbone(backbone), load_dataset(dataset, split, data_root))
+    net, part = load_backbone(backbone).to(check_device(device)), load_dataset(dataset, split, data_root)
+    profile = depth_profile(net, part)
     console.print(depth_table(profile))
+    tolerance = skip_tolerance(net, load_dataset(dataset, "validation", data_root), part, static_mask_images)
+    console.print(skip_table(tolerance))
     values = {
         "accuracy": profile.accuracy.tolist(),
         "by_difficulty": profile.by_difficulty.tolist(),
         "blocks_needed": profile.blocks_needed.tolist(),
         "rank_correlation": profile.correlation,
+        "skip_tolerance": tolerance.summary(),
     }
     _write(json, {"backbone": backbone, "dataset": dataset, "split": split, "versions": versions(), **values})
+
+
+def download(dataset: tyro.conf.Positional[str], data_root: tyro.conf.Positional[Path]) -> None:
+    """Fetch a data set that torchvision knows where to find.
+
+    Args:
+        dataset: "cifar10" or "cifar100".
+        data_root: folder to put it in; made if missing.
+    """
+    download_dataset(dataset, data_root)
 
 
 def train(
@@ -199,7 +249,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, scale: float = 1.0, json:
 
 def main() -> None:
     """Entry point of `vitskip`."""
-    commands = (pretrain, depth, train, evaluate, benchmark, demo)
+    commands = (download, pretrain, depth, train, evaluate, benchmark, demo)
     try:
         tyro.extras.subcommand_cli_from_dict({command.__name__: command for command in commands}, prog="vitskip")
     except (ValueError, OSError) as error:

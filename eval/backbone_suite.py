@@ -1,0 +1,121 @@
+"""The CIFAR backbones: the skip-tolerant net, its plain twin, and the shallow nets that a user would pick instead.
+
+python -m vitskip.eval.backbone_suite cifar10 --data-root FOLDER [--only NAME ...] [--device cuda]
+
+Resumes where it was stopped; nets that are finished are only read.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..agents.run_directory import write_json
+from ..backbone import load_dataset
+from ..backbone.backbones import build_backbone
+from ..backbone.recipe import Recipe
+from .pretraining import pretrain_and_measure
+
+SMALL = {"embed_dim": 128, "num_heads": 4, "mlp_ratio": 2.0, "patch_size": 8, "stem": "conv"}  # for two CPU cores
+LARGE = {"embed_dim": 192, "num_heads": 6, "mlp_ratio": 4.0, "patch_size": 4, "stem": "conv"}  # for a GPU
+SMALL_RECIPE = Recipe(epochs=40, label_smoothing=0.1, full_share=0.5, augmentation="cifar")
+LARGE_RECIPE = Recipe(
+    epochs=200, batch_size=512, label_smoothing=0.1, augmentation="cifar-strong", precision="bfloat16", ema_decay=0.9995
+)
+SIZES = {"small": (SMALL, SMALL_RECIPE), "large": (LARGE, LARGE_RECIPE)}
+SHALLOW = (8, 6, 4, 3)
+
+
+def suite(size: Literal["small", "large"]) -> dict[str, tuple[dict[str, Any], Recipe]]:
+    """Architectures and recipes by name, the most important ones first; all get the same number of epochs."""
+    architecture, recipe = SIZES[size]
+    plain = replace(recipe, skip="none")
+    nets = {"vit12": ({**architecture, "depth": 12}, recipe), "vit12-plain": ({**architecture, "depth": 12}, plain)}
+    return nets | {f"vit{depth}-plain": ({**architecture, "depth": depth}, plain) for depth in SHALLOW}
+
+
+def main(
+    dataset: tyro.conf.Positional[str],
+    data_root: str | None = None,
+    out: Path = Path("runs/backbones"),
+    size: Literal["small", "large"] = "small",
+    only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    device: str = "cpu",
+    json_path: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Train what is missing, and print one table.
+
+    Args:
+        dataset: "cifar10", "cifar100" or another registered name.
+        data_root: folder of the data set.
+        out: folder for the nets.
+        size: "small" trains on two cores, "large" wants a GPU.
+        only: train these only, e.g. vit12.
+        device: where to train.
+        json_path: write the table here, too.
+    """
+    cards: dict[str, dict[str, Any]] = {}
+    for name, (architecture, recipe) in suite(size).items():
+        folder = out / f"{dataset}-{size}-{name}"
+        if not (folder / "card.json").is_file() and (not only or name in only):
+            _train(folder, dataset, data_root, architecture, recipe, device)
+        if (folder / "card.json").is_file():
+            cards[name] = json.loads((folder / "card.json").read_text())
+    Console(width=120).print(_table(dataset, cards))
+    if json_path is not None:
+        write_json(json_path, cards)
+
+
+def _train(
+    folder: Path, dataset: str, data_root: str | None, architecture: dict[str, Any], recipe: Recipe, device: str
+) -> None:
+    train = load_dataset(dataset, "train", data_root)
+    sizes = {"image_size": train.images.shape[-1], "num_classes": len(train.classes)}
+    torch.manual_seed(recipe.seed)
+    backbone = build_backbone({**sizes, **architecture}).to(device)
+    words = " ".join(_flag(name, value) for name, value in {**architecture, **vars(recipe)}.items())
+    command = f"vitskip pretrain --out {folder.name} --dataset {dataset} --device {device} {words}"
+    pretrain_and_measure(
+        folder,
+        backbone,
+        {"family": "vit", **sizes, **architecture},
+        recipe,
+        dataset=dataset,
+        data_root=data_root,
+        command=command,
+        static_mask_images=256 if architecture["depth"] == 12 else 0,
+    )
+
+
+def _flag(name: str, value: Any) -> str:
+    flag = name.replace("_", "-")
+    return f"--{flag} {value}" if not isinstance(value, bool) else f"--{flag}" if value else f"--no-{flag}"
+
+
+def _table(dataset: str, cards: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title=f"{dataset}: test accuracy [%] of the full net, and at the compute of so many blocks")
+    for heading in ("net", "params", "MACs [M]", "full", "way of skipping", "2", "3", "4", "6", "8", "10"):
+        table.add_column(escape(heading), justify="left" if heading in ("net", "way of skipping") else "right")
+    for name, card in cards.items():
+        first = (
+            name,
+            f"{card['parameters']:,}",
+            f"{card['macs'] / 1e6:.1f}",
+            f"{100 * card['test']['full_accuracy']:.2f}",
+        )
+        ways = card["test"]["accuracy"] if card["architecture"]["depth"] == 12 else {"-": []}
+        for way, column in ways.items():
+            levels = [f"{100 * column[k - 1]:.1f}" if column else "" for k in (2, 3, 4, 6, 8, 10)]
+            table.add_row(*first, way, *levels)
+            first = ("", "", "", "")
+    return table
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

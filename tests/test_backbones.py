@@ -1,0 +1,117 @@
+"""Backbones by name and by folder, their cards, and what training starts from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vitskip.backbone.backbones import SHIPPED, build_backbone, load_backbone, read_card
+from vitskip.backbone.start import start_backbone
+from vitskip.backbone.vit import ViT
+from vitskip.backbone.weights import save_weights
+
+SMALL = {
+    "family": "vit",
+    "image_size": 8,
+    "patch_size": 4,
+    "embed_dim": 8,
+    "depth": 2,
+    "num_heads": 2,
+    "num_classes": 3,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """As `vitskip pretrain` leaves it."""
+    torch.manual_seed(0)
+    save_weights(tmp_path / "weights.safetensors", build_backbone(SMALL))
+    (tmp_path / "card.json").write_text(json.dumps({"architecture": SMALL}))
+    return tmp_path
+
+
+def test_a_folder_is_a_backbone_by_its_path(folder: Path) -> None:
+    first, second = load_backbone(str(folder)), load_backbone(str(folder))
+    assert isinstance(first, ViT)
+    assert first is not second
+    assert first.num_classes == 3
+    assert not first.training
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(first(images), second(images))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("nonsense", "expected JSON"),
+        ("[1]", "expected a model card with an architecture"),
+        ('{"architecture": 3}', "expected a model card with an architecture"),
+        ('{"architecture": {"family": "vitt"}}', "unknown family of ViTs 'vitt': .*did you mean 'vit'"),
+        ('{"architecture": {"dept": 3}}', "architecture: expected arguments of family 'vit'"),
+        ('{"architecture": {"depth": 3}}', "weights: expected the tensors of this network"),
+    ],
+)
+def test_a_folder_with_a_bad_card_is_refused(folder: Path, content: str, message: str) -> None:
+    (folder / "card.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_backbone(str(folder))
+
+
+def test_a_folder_without_weights_is_refused(folder: Path) -> None:
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="weights: expected a safetensors file, found none"):
+        load_backbone(str(folder))
+
+
+def test_a_path_that_is_no_folder_of_ours_is_an_unknown_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown backbone"):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("card", sorted(SHIPPED.glob("*.json")), ids=lambda path: path.stem)
+def test_every_shipped_backbone_loads_and_fits_its_card(card: Path) -> None:
+    backbone = load_backbone(card.stem)
+    architecture = read_card(card)["architecture"]
+    assert (backbone.depth, backbone.num_classes) == (architecture["depth"], architecture["num_classes"])
+    assert card.with_suffix(".safetensors").stat().st_size < 12e6
+    size = backbone.image_size
+    assert torch.isfinite(backbone(torch.rand(2, 3, size, size))).all()
+
+
+def test_training_goes_on_from_a_folder_with_its_own_head(folder: Path) -> None:
+    backbone, architecture = start_backbone(str(folder), 3)
+    images = torch.rand(2, 3, 8, 8)
+    assert architecture == SMALL
+    assert torch.equal(backbone(images), load_backbone(str(folder))(images))
+
+
+def test_another_number_of_classes_gets_a_fresh_head_on_the_same_body(folder: Path) -> None:
+    backbone, architecture = start_backbone(str(folder), 5)
+    old = load_backbone(str(folder))
+    images = torch.rand(2, 3, 8, 8)
+    assert architecture == {**SMALL, "num_classes": 5}
+    assert backbone(images).shape == (2, 5)
+    tokens = [net.run_block(1, net.run_block(0, net.embed(images))) for net in (backbone, old)]
+    assert torch.equal(*tokens)
+
+
+def test_torchvision_by_name() -> None:
+    backbone, architecture = start_backbone("torchvision:vit_b_32", 7)
+    assert backbone.num_classes == 7
+    assert architecture == {"family": "torchvision", "name": "vit_b_32", "num_classes": 7}
+
+
+@pytest.mark.parametrize(
+    ("start", "weights", "message"),
+    [
+        ("digits-vit13", None, "start: expected a shipped name, a folder"),
+        ("torchvison:vit_b_16", None, "unknown family of ViTs 'torchvison': .*did you mean 'torchvision'"),
+        ("torchvision:vit_b_61", None, "unknown torchvision ViT 'vit_b_61': .*did you mean"),
+        ("digits-vit12", "weights.pt", "weights: expected none beside 'digits-vit12'"),
+    ],
+)
+def test_a_bad_start_is_refused(start: str, weights: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        start_backbone(start, 10, weights)

@@ -1,0 +1,76 @@
+"""The losses of a step: what the full path teaches the skipped one, and that both are the network's own paths."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitskip.backbone.masked import run_masked
+from vitskip.backbone.paths import Paths, path_losses, spread_rows
+from vitskip.backbone.vit import ViT
+
+ROWS = torch.arange(5)
+
+
+def losses(full: Tensor, skipped: Tensor, targets: Tensor, rows: Tensor = ROWS, **changes: float) -> list[float]:
+    settings = {"label_smoothing": 0.0, "distillation": 0.0} | changes
+    return [loss.item() for loss in path_losses(full, skipped, targets, rows, **settings)]
+
+
+@pytest.fixture
+def logits() -> tuple[Tensor, Tensor, Tensor]:
+    draw = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    return draw[0], draw[1], F.one_hot(torch.tensor([0, 2, 1, 1, 0]), 3).float()
+
+
+def test_the_paths_are_the_networks(tiny_vit: ViT, tiny_images: Tensor) -> None:
+    images = tiny_images.float() / 255
+    rows = torch.tensor([0, 2])
+    for skip, units in (("block", 4), ("half", 8)):
+        keep_mask = torch.rand(len(images), units, generator=torch.Generator().manual_seed(1)) < 0.5
+        keep_mask[:, : units // 4] = True
+        full, skipped = Paths(tiny_vit, skip)(images, keep_mask, rows)
+        torch.testing.assert_close(full, tiny_vit(images)[rows])
+        torch.testing.assert_close(skipped, run_masked(tiny_vit, images, keep_mask, skip))
+    full, skipped = Paths(tiny_vit, "none")(images, keep_mask, torch.arange(len(images)))
+    torch.testing.assert_close(full, tiny_vit(images))
+    assert skipped is None
+
+
+def test_without_distillation_both_are_cross_entropies(logits: tuple[Tensor, Tensor, Tensor]) -> None:
+    full, skipped, targets = logits
+    for smoothing in (0.0, 0.1):
+        expected = [F.cross_entropy(one, targets.argmax(1), label_smoothing=smoothing).item() for one in logits[:2]]
+        assert losses(full, skipped, targets, label_smoothing=smoothing) == pytest.approx(expected)
+
+
+def test_distillation_is_the_cross_entropy_to_the_full_paths_belief(logits: tuple[Tensor, Tensor, Tensor]) -> None:
+    full, skipped, targets = logits
+    taught = -(full.softmax(1) * skipped.log_softmax(1)).sum(1).mean().item()
+    labelled = F.cross_entropy(skipped, targets.argmax(1)).item()
+    assert losses(full, skipped, targets, distillation=1.0)[1] == pytest.approx(taught)
+    assert losses(full, skipped, targets, distillation=0.3)[1] == pytest.approx(0.3 * taught + 0.7 * labelled)
+
+
+def test_only_rows_with_a_full_path_are_taught(logits: tuple[Tensor, Tensor, Tensor]) -> None:
+    full, skipped, targets = logits
+    rows = torch.tensor([1, 3])
+    full_loss, skipped_loss = losses(full[rows], skipped, targets, rows, distillation=1.0)
+    each = F.cross_entropy(skipped, targets.argmax(1), reduction="none")
+    each[rows] = -(full[rows].softmax(1) * skipped[rows].log_softmax(1)).sum(1)
+    assert skipped_loss == pytest.approx(each.mean().item())
+    assert full_loss == pytest.approx(F.cross_entropy(full[rows], targets[rows].argmax(1), reduction="sum").item() / 5)
+
+
+def test_the_teacher_is_not_taught(logits: tuple[Tensor, Tensor, Tensor]) -> None:
+    full, skipped, targets = logits[0].requires_grad_(), logits[1], logits[2]
+    _, skipped_loss = path_losses(full, skipped, targets, ROWS, label_smoothing=0.0, distillation=1.0)
+    assert not skipped_loss.requires_grad
+
+
+@pytest.mark.parametrize(("share", "count"), [(1.0, 8), (0.5, 4), (0.25, 2), (0.3, 3), (0.01, 1)])
+def test_rows_are_spread_evenly(share: float, count: int) -> None:
+    rows = spread_rows(8, share)
+    assert len(rows) == count
+    assert rows[0] == 0
+    assert rows.diff().max() - rows.diff().min() <= 1 if count > 1 else True
