@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from ..backbone import Backbone, run_rows
+from ..backbone.backbones import card_of, read_card
 from ..backbone.protocol import ActionUnit, unit_runner
 from ..backbone.registry import unknown_name
 from ..envs.observation import ObservationKind, ObservationLayout
@@ -85,12 +86,13 @@ class DynamicViT(nn.Module):
     def forward(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
         """Logits of images, float32 in [0, 1] or uint8, not normalised; leaves a `last_trace`.
 
+        Images of another size than the backbone's are resized.
+
         Raises:
-            ValueError: if the images do not have the backbone's size.
+            ValueError: if the images are not square and coloured.
         """
-        size = self.backbone.image_size
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
-            raise ValueError(f"images: expected shape [B, 3, {size}, {size}], got {list(images.shape)}")
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+            raise ValueError(f"images: expected shape [B, 3, S, S], got {list(images.shape)}")
         tokens = self.backbone.embed(images)
         plan = self.policy.plan(len(images))
         return self._run_sequentially(tokens) if plan is None else self._run_plan(tokens, plan)
@@ -155,11 +157,13 @@ class DynamicViT(nn.Module):
 
         Args:
             path: folder; made if missing.
-            backbone_name: registered name that builds the backbone's architecture on loading.
+            backbone_name: that builds the backbone's architecture on loading.
             record: further JSON values to keep (configuration, seed, results).
         """
+        card = card_of(backbone_name)
         description = {
             "backbone": backbone_name,
+            "architecture": read_card(card)["architecture"] if card else {},
             "action_unit": self.action_unit,
             "observation": self.policy.layout.kind,
             "rule": self.policy.rule_name,

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..backbone import Backbone, load_backbone
+from ..backbone.backbones import build_backbone
 from ..backbone.protocol import ActionUnit
 from ..backbone.weights import load_weights, save_weights
 from ..envs.observation import ObservationKind, ObservationLayout
@@ -27,7 +28,8 @@ class Run:
 
     Attributes:
         path: the folder.
-        backbone: registered name of the backbone's architecture.
+        backbone: name of the backbone.
+        architecture: that `build_backbone` builds it from; empty where only the name knows.
         action_unit: "block" or "half".
         observation: "belief" or "tokens".
         rule: name of the policy's rule.
@@ -37,6 +39,7 @@ class Run:
 
     path: Path
     backbone: str
+    architecture: dict[str, Any]
     action_unit: ActionUnit
     observation: ObservationKind
     rule: str
@@ -46,7 +49,7 @@ class Run:
     def load_backbone(self) -> Backbone:
         """Build the backbone and give it the weights of this run."""
         try:
-            backbone = load_backbone(self.backbone)
+            backbone = build_backbone(self.architecture) if self.architecture else load_backbone(self.backbone)
         except ValueError as error:
             raise ValueError(f"{self.path / 'run.json'}: {error}; register_backbone makes your own known") from error
         load_weights(self.path / "backbone.safetensors", backbone)
@@ -96,8 +99,10 @@ def read(path: Path) -> Run:
         raise ValueError(f"{file}: expected a file with format {FORMAT!r}, got something else")
     if values.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{file}: expected format_version {FORMAT_VERSION}, got {values.get('format_version')!r}")
+    values.setdefault("architecture", {})
     expected = {
         "backbone": str,
+        "architecture": dict,
         "action_unit": str,
         "observation": str,
         "rule": str,

@@ -42,9 +42,8 @@ def load_backbone(name: str) -> Backbone:
         ValueError: if the name is unknown, a file is not what it should be, or the factory gives something that is
             no `Backbone`.
     """
-    if name not in _BACKBONES and (Path(name) / "card.json").is_file():
-        return load_card(Path(name) / "card.json", Path(name) / "weights.safetensors").eval()
-    backbone = _BACKBONES[name]()
+    card = card_of(name)
+    backbone = _load_card(card) if card else _BACKBONES[name]()
     if not isinstance(backbone, Backbone):
         raise ValueError(f"backbone {name!r}: expected its factory to give a Backbone, got {type(backbone).__name__}")
     return backbone.eval()
@@ -85,10 +84,20 @@ def read_card(path: Path) -> dict[str, Any]:
     return card
 
 
-def load_card(card: Path, weights: Path) -> Backbone:
-    """Build a backbone from its card (JSON) and weights (safetensors)."""
+def card_of(name: str) -> Path | None:
+    """The card of a shipped backbone or of a folder; None for a registered name, and for one that is unknown."""
+    if name in _BACKBONES:
+        shipped = SHIPPED / f"{name}.json"
+        return shipped if shipped.is_file() else None
+    card = Path(name) / "card.json"
+    return card if card.is_file() else None
+
+
+def _load_card(card: Path) -> Backbone:
+    """Build a backbone from its card, and give it the weights beside it."""
     backbone = build_backbone(read_card(card)["architecture"])
-    load_weights(weights, backbone)
+    beside = "weights" if card.stem == "card" else card.stem
+    load_weights(card.with_name(f"{beside}.safetensors"), backbone)
     return backbone
 
 
@@ -107,4 +116,4 @@ def _timm(**arguments: Any) -> Backbone:
 FAMILIES: dict[str, Callable[..., Backbone]] = {"vit": ViT, "torchvision": _torchvision, "timm": _timm}
 
 for _card in sorted(SHIPPED.glob("*.json")):
-    register_backbone(_card.stem, functools.partial(load_card, _card, _card.with_suffix(".safetensors")))
+    register_backbone(_card.stem, functools.partial(_load_card, _card))

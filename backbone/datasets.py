@@ -1,7 +1,8 @@
 """Data sets by name: whole splits held as uint8 tensors."""
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -45,6 +46,10 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def to(self, device: str | torch.device) -> "Dataset":
+        """The same split with its images and labels on a device; `difficulty` stays where it is."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
 DatasetFactory = Callable[[Split, Path | None], Dataset]
@@ -101,6 +106,27 @@ def _digits(split: Split, size: int | None = None, skip_chunks: int = 0) -> Data
     return Dataset(images, labels, tuple("0123456789"), difficulty)
 
 
+def _load_cifar(name: Literal["cifar10", "cifar100"], split: Split, data_root: Path | None) -> Dataset:
+    from .image_datasets import load_cifar  # torchvision takes seconds to import, and digits need none of it
+
+    return _without_difficulty(*load_cifar(name, split, data_root))
+
+
+def _load_image_folder(size: int | None, split: Split, data_root: Path | None) -> Dataset:
+    from .image_datasets import load_image_folder
+
+    return _without_difficulty(*load_image_folder(size, split, data_root))
+
+
+def _without_difficulty(images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Dataset:
+    return Dataset(images, labels, classes, torch.full((len(images),), torch.nan))
+
+
 PRETRAINING_THOUSANDS = 60
 register_dataset("digits", _load_digits)
 register_dataset("digits-60k", _load_pretraining_digits)
+register_dataset("cifar10", functools.partial(_load_cifar, "cifar10"))
+register_dataset("cifar100", functools.partial(_load_cifar, "cifar100"))
+register_dataset("imagefolder", functools.partial(_load_image_folder, None))
+for _size in (32, 64, 96, 128, 224, 384):
+    register_dataset(f"imagefolder-{_size}", functools.partial(_load_image_folder, _size))

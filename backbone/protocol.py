@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol, Self, runtime_checkable
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 from .macs import Macs
 
@@ -41,7 +42,7 @@ class Backbone(Protocol):
     def macs(self) -> Macs: ...
 
     def embed(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-        """Turn images into tokens."""
+        """Turn square images into tokens; those of another size are resized first."""
         ...
 
     def run_block(self, index: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
@@ -84,3 +85,23 @@ def to_float_images(images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W
     if not images.is_floating_point():
         raise ValueError(f"images: expected uint8, or floating point in [0, 1], got {images.dtype}")
     return images
+
+
+def resize(images: Float[Tensor, "B 3 H W"], image_size: int) -> Float[Tensor, "B 3 S S"]:
+    """Square images in [0, 1] at another size, bicubic and smoothed where they shrink; those that fit are returned.
+
+    Args:
+        images: of equal height and width, in [0, 1].
+        image_size: height and width S of the result [pixels].
+
+    Raises:
+        ValueError: if the images are not square, for they would be distorted.
+    """
+    height, width = images.shape[2:]
+    if height != width:
+        raise ValueError(f"images: expected as high as wide, got {height} x {width} pixels; crop or pad them first")
+    if height == image_size:
+        return images
+    precise = images.to(torch.promote_types(images.dtype, torch.float32))  # no half precision on the CPU
+    resized = F.interpolate(precise, (image_size, image_size), mode="bicubic", antialias=True)
+    return resized.clamp(0, 1).to(images.dtype)

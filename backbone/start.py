@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from .backbones import SHIPPED, build_backbone, load_backbone, read_card
+from .backbones import build_backbone, card_of, load_backbone, read_card
 from .protocol import Backbone
 
 
@@ -28,7 +28,7 @@ def start_backbone(start: str, num_classes: int, weights: str | Path | None = No
         return build_backbone({**architecture, "weights_path": weights} if weights else architecture), architecture
     if weights is not None:
         raise ValueError(f"weights: expected none beside {start!r}, which has its own, got {weights}")
-    card = next((path for path in (SHIPPED / f"{start}.json", Path(start) / "card.json") if path.is_file()), None)
+    card = card_of(start)
     if card is None:
         raise ValueError(
             f"start: expected a shipped name, a folder of `vitskip pretrain`, torchvision:NAME or timm:NAME, "

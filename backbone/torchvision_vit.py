@@ -12,14 +12,14 @@ from typing import cast
 
 import torch
 from jaxtyping import Float, Shaped
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer, interpolate_embeddings
 
 from .macs import Macs, vit_macs
-from .protocol import to_float_images
+from .protocol import resize, to_float_images
 from .registry import unknown_name
+from .weights import load_pretrained, read_state_dict
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -75,7 +75,8 @@ class TorchvisionViT(nn.Module):
         return replace(macs, head=self._head_macs)  # with a representation layer the head is two matrices
 
     def embed(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-        normalised = (to_float_images(images) - self.mean) / self.std
+        """Turn images into tokens; square images of another size than `image_size` are resized to it first."""
+        normalised = (resize(to_float_images(images), self.image_size) - self.mean) / self.std
         patches = self.vit._process_input(normalised.to(self.vit.class_token.dtype))  # [B, N - 1, D]
         tokens = torch.cat([self.vit.class_token.expand(len(patches), -1, -1), patches], 1)
         return self.vit.encoder.dropout(tokens + self.vit.encoder.pos_embedding)
@@ -114,27 +115,28 @@ def torchvision_backbone(
         num_classes: classes K.
         image_size: height and width of the images [pixels]; a multiple of the patch size.
         weights_path: torchvision state dict, `.safetensors` or `torch.save`d; position embeddings of another
-            image size are interpolated. Random weights without it.
+            image size are interpolated, a head of another number of classes is left out with a warning. Random
+            weights without it.
 
     Returns:
         the backbone in eval mode, normalising as ImageNet weights expect.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if the name is unknown, the file is damaged or the weights are of another network.
         FileNotFoundError: if there is no file at `weights_path`.
-        RuntimeError: if the weights are of another network or number of classes.
     """
     known = models.list_models(models, include="vit_*")
     if name not in known:
         raise unknown_name("torchvision ViT", name, known)
     vit = cast(VisionTransformer, models.get_model(name, weights=None, num_classes=num_classes, image_size=image_size))
     if weights_path is not None:
-        state_dict = _read_state_dict(Path(weights_path).expanduser())
-        vit.load_state_dict(interpolate_embeddings(image_size, vit.patch_size, state_dict))
+        _load_weights(vit, Path(weights_path).expanduser())
     return TorchvisionViT(vit).eval()
 
 
-def _read_state_dict(path: Path) -> OrderedDict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return OrderedDict(load_file(path))
-    return OrderedDict(torch.load(path, map_location="cpu", weights_only=True))
+def _load_weights(vit: VisionTransformer, path: Path) -> None:
+    """Fill in weights from disk, with position embeddings brought to the network's image size."""
+    stored = read_state_dict(path)
+    if "encoder.pos_embedding" in stored:
+        stored = interpolate_embeddings(vit.image_size, vit.patch_size, OrderedDict(stored))
+    load_pretrained(path, stored, vit, heads=("heads.",))

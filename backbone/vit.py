@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .macs import Macs, vit_macs
-from .protocol import to_float_images
+from .protocol import resize, to_float_images
 from .registry import unknown_name
 
 Stem = Literal["patch", "conv"]
@@ -169,11 +169,7 @@ class ViT(nn.Module):
         )
 
     def embed(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-        if images.shape[2:] != (self.image_size, self.image_size):
-            raise ValueError(
-                f"images: expected [B, 3, {self.image_size}, {self.image_size}], got {tuple(images.shape)}"
-            )
-        pixels = (to_float_images(images) * 2 - 1).to(self.cls_token.dtype)
+        pixels = (resize(to_float_images(images), self.image_size) * 2 - 1).to(self.cls_token.dtype)
         patches = self.patches(pixels).flatten(2).transpose(1, 2)  # [B, N - 1, D]
         return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], 1) + self.pos_embed
 

@@ -204,9 +204,9 @@ class SkipCore:
 
 
 def _check_fit(backbone: Backbone, dataset: Dataset) -> None:
-    size = (backbone.image_size, backbone.image_size)
-    if tuple(dataset.images.shape[2:]) != size or len(dataset.classes) != backbone.num_classes:
+    height, width = dataset.images.shape[2:]
+    if height != width or len(dataset.classes) != backbone.num_classes:
         raise ValueError(
-            f"dataset: expected {size[0]}x{size[1]} images of {backbone.num_classes} classes, as the backbone takes, "
-            f"got {dataset.images.shape[2]}x{dataset.images.shape[3]} images of {len(dataset.classes)} classes"
+            f"dataset: expected square images of {backbone.num_classes} classes, as the backbone takes, "
+            f"got {height}x{width} images of {len(dataset.classes)} classes"
         )

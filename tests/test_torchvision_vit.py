@@ -1,9 +1,12 @@
 """The torchvision adapter: pieces equal the library's own forward, normalisation, building and loading."""
 
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
@@ -11,7 +14,7 @@ from torchvision.models.vision_transformer import ConvStemConfig
 from torchvision.transforms.functional import normalize
 
 from vitskip.backbone.masked import run_masked
-from vitskip.backbone.protocol import Backbone, num_units, unit_runner
+from vitskip.backbone.protocol import Backbone, num_units, resize, to_float_images, unit_runner
 from vitskip.backbone.torchvision_vit import IMAGENET_MEAN, IMAGENET_STD, TorchvisionViT, torchvision_backbone
 
 
@@ -90,6 +93,42 @@ def test_normalisation_is_the_given_one_and_travels_with_the_network(tiny_images
     assert all(key.startswith("vit.") for key in plain.state_dict())  # constants are not saved as weights
 
 
+@pytest.mark.parametrize("size", [20, 50])
+def test_images_of_any_size_are_resized(tiny_images: Tensor, size: int) -> None:
+    vit = TorchvisionViT(make_library_vit())
+    images = resize(tiny_images, size)
+    fitting = normalize(resize(images, 32), list(IMAGENET_MEAN), list(IMAGENET_STD))
+    torch.testing.assert_close(vit(images), vit.vit(fitting))
+    as_bytes = (images * 255).to(torch.uint8)
+    assert torch.equal(vit(as_bytes), vit(to_float_images(as_bytes)))
+
+
+@pytest.mark.parametrize("size", [8, 31, 40])
+def test_resizing_is_pillows_bicubic(tiny_images: Tensor, size: int) -> None:
+    for image, resized in zip(tiny_images, resize(tiny_images, size), strict=True):
+        for channel, expected in zip(image, resized, strict=True):
+            pillow = Image.fromarray(channel.numpy()).resize((size, size), Image.Resampling.BICUBIC)
+            torch.testing.assert_close(expected, torch.from_numpy(np.array(pillow)).clamp(0, 1), rtol=0, atol=1e-5)
+
+
+def test_resized_images_stay_in_range_and_those_that_fit_are_untouched(tiny_images: Tensor) -> None:
+    edges = tiny_images.round()  # bicubic would overshoot
+    larger = resize(edges, 50)
+    assert larger.shape == (6, 3, 50, 50)
+    assert larger.min() == 0 and larger.max() == 1
+    assert resize(edges, 32) is edges
+    assert resize(edges[:0], 8).shape == (0, 3, 8, 8)
+    torch.testing.assert_close(resize(edges.half(), 50), larger.half())
+    assert resize(edges.double(), 50).dtype == torch.float64
+
+
+def test_images_that_are_not_square_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected as high as wide, got 32 x 48 pixels"):
+        resize(torch.rand(1, 3, 32, 48), 32)
+    with pytest.raises(ValueError, match="expected as high as wide, got 48 x 32 pixels"):
+        TorchvisionViT(make_library_vit())(torch.rand(1, 3, 48, 32))
+
+
 def test_masked_runs_agree_with_skipping_by_hand(tiny_images: Tensor) -> None:
     vit = TorchvisionViT(make_library_vit())
     keep_mask = torch.tensor([[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 1]]).bool()
@@ -147,6 +186,38 @@ def test_builder_loads_local_weights(tmp_path: Path, tiny_images: Tensor, file: 
     larger = torchvision_backbone("vit_b_16", num_classes=7, image_size=64, weights_path=tmp_path / file)
     assert larger.num_tokens == 17
     assert torch.equal(larger.vit.encoder.pos_embedding[:, [0, 1, -1]], source.encoder.pos_embedding[:, [0, 1, -1]])
+
+
+@pytest.mark.usefixtures("tiny_by_name")
+def test_weights_by_torchvisions_old_names_are_understood(tmp_path: Path, tiny_images: Tensor) -> None:
+    source = make_library_vit(seed=3)
+    weights = {
+        name.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): tensor
+        for name, tensor in source.state_dict().items()
+    }
+    torch.save(weights, tmp_path / "weights.pth")
+    loaded = torchvision_backbone("vit_b_16", num_classes=7, image_size=32, weights_path=tmp_path / "weights.pth")
+    assert torch.equal(loaded(tiny_images), TorchvisionViT(source)(tiny_images))
+
+
+@pytest.mark.usefixtures("tiny_by_name")
+def test_a_head_of_other_classes_is_left_out(tmp_path: Path) -> None:
+    source = make_library_vit(seed=3)
+    source.heads = nn.Sequential(OrderedDict(head=nn.Linear(16, 9)))
+    torch.save({"model": source.state_dict()}, tmp_path / "weights.pth")
+    with pytest.warns(UserWarning, match=r"does not fit this network \(heads\.head\.weight has shape \(9, 16\)"):
+        loaded = torchvision_backbone("vit_b_16", image_size=32, weights_path=tmp_path / "weights.pth")
+    assert loaded.num_classes == 7
+    own = loaded.vit.state_dict()
+    for name, tensor in source.state_dict().items():
+        assert name.startswith("heads.") or torch.equal(own[name], tensor)
+
+
+@pytest.mark.usefixtures("tiny_by_name")
+def test_weights_of_another_network_are_an_error(tmp_path: Path) -> None:
+    torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "linear.pth")
+    with pytest.raises(ValueError, match=r"expected the tensors of this network in .*linear\.pth, got"):
+        torchvision_backbone("vit_b_16", image_size=32, weights_path=tmp_path / "linear.pth")
 
 
 def test_missing_weights_are_an_error(tmp_path: Path, tiny_by_name: None) -> None:

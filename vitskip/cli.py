@@ -18,7 +18,6 @@ from vitskip.agents.training import TrainConfig
 from vitskip.agents.training import train as train_agent
 from vitskip.backbone import Dataset, load_backbone, load_dataset
 from vitskip.backbone.backbones import build_backbone
-from vitskip.backbone.image_datasets import download_dataset
 from vitskip.backbone.recipe import Recipe
 from vitskip.backbone.start import start_backbone
 from vitskip.backbone.vit import Stem
@@ -162,6 +161,8 @@ def download(dataset: tyro.conf.Positional[str], data_root: tyro.conf.Positional
         dataset: "cifar10" or "cifar100".
         data_root: folder to put it in; made if missing.
     """
+    from vitskip.backbone.image_datasets import download_dataset  # with torchvision, which takes seconds to import
+
     download_dataset(dataset, data_root)
 
 
