@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from .augment import Augmentation, draw
@@ -20,11 +20,13 @@ class Batch:
         images: float32 [B, 3, H, W] in [0, 1], on the device.
         targets: float32 [B, K], class probabilities, on the device.
         keep_mask: bool [B, U], on the CPU.
+        full_rows: int64 [R], ascending, the rows whose full path is trained as well; on the device.
     """
 
     images: Float[Tensor, "B 3 H W"]
     targets: Float[Tensor, "B K"]
     keep_mask: Bool[Tensor, "B U"]
+    full_rows: Int64[Tensor, " R"]
 
 
 class Batches:
@@ -37,6 +39,7 @@ class Batches:
         share: this process's rows of each batch.
         units: columns U of the keep-masks.
         always: leading units that every image runs.
+        full_share: share of the images whose full path is trained as well.
         seed: of order, augmentation and masks.
     """
 
@@ -49,11 +52,13 @@ class Batches:
         *,
         units: int,
         always: int,
+        full_share: float,
         seed: int,
     ) -> None:
         self.train, self.augmentation, self.batch_size, self.share = train, augmentation, batch_size, share
         self.units, self.always, self.seed = units, always, seed
         self.steps_per_epoch = len(train) // batch_size
+        self._full_rows = spread_rows(batch_size, full_share, share).to(train.images.device)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def __getitem__(self, step: int) -> Batch:
@@ -68,7 +73,7 @@ class Batches:
         rows = self._order[position * self.batch_size :][: self.batch_size][self.share]
         labels, num_classes = self.train.labels[rows], len(self.train.classes)
         images, targets = self.augmentation.apply(self.train.images[rows], labels, num_classes, draws[self.share])
-        return Batch(images, targets, keep_mask[self.share])
+        return Batch(images, targets, keep_mask[self.share], self._full_rows)
 
     def throughput(self, seconds: float = 0.3) -> float:
         """How fast batches are made when nothing else is done [images/s]."""
@@ -97,6 +102,12 @@ def sample_keep_mask(batch_size: int, units: int, always: int, generator: torch.
     keep_mask = draw[:, 1:] < draw[:, :1]
     keep_mask[:, :always] = True
     return keep_mask
+
+
+def spread_rows(batch_size: int, full_share: float, share: slice) -> Int64[Tensor, " R"]:
+    """Evenly spread rows of a batch, the first one among them; of those, the ones in a process's share of it."""
+    ends = (torch.arange(batch_size + 1) * full_share).ceil()
+    return (ends[1:] > ends[:-1])[share].nonzero().squeeze(1)
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:

@@ -57,9 +57,3 @@ def path_losses(
         return full_loss, torch.zeros_like(full_loss)
     taught = smooth[full_rows].lerp(full.detach().float().softmax(1), distillation)
     return full_loss, F.cross_entropy(skipped.float(), smooth.index_copy(0, full_rows, taught))
-
-
-def spread_rows(batch_size: int, share: float) -> Int64[Tensor, " R"]:
-    """Evenly spread rows, `share` of a batch, the first one among them."""
-    ends = (torch.arange(batch_size + 1) * share).ceil()
-    return (ends[1:] > ends[:-1]).nonzero().squeeze(1)

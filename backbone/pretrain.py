@@ -23,7 +23,7 @@ from .augment import AUGMENTATIONS
 from .batches import Batch, Batches
 from .checkpoint import TrainingState
 from .datasets import Dataset
-from .paths import Paths, path_losses, spread_rows, units_of_block_0
+from .paths import Paths, path_losses, units_of_block_0
 from .processes import Processes, processes
 from .protocol import ActionUnit, Backbone, num_units
 from .recipe import Recipe
@@ -81,8 +81,8 @@ def pretrain(
         )
     with processes(next(vit.parameters()).device) as here:
         vit.to(here.device).train()
-        batches = _batches(vit, train, recipe, here)
-        state = TrainingState(vit, _optimizer(vit, recipe), [p.detach().clone() for p in vit.parameters()])
+        batches = make_batches(vit, train, recipe, here)
+        state = begin(vit, recipe)
         identity = {**asdict(recipe), "images": len(train), "parameters": sum(p.numel() for p in vit.parameters())}
         checkpoint = folder / "checkpoint.safetensors" if folder else None
         if checkpoint and checkpoint.exists():
@@ -110,18 +110,14 @@ def _train(
     progress_bar: bool,
 ) -> None:
     steps = recipe.epochs * batches.steps_per_epoch
-    paths: Callable[..., Any] = Paths(state.vit, recipe.skip)
-    if here.count > 1:
-        paths = DistributedDataParallel(paths)
-    if recipe.compile:
-        paths = torch.compile(paths, dynamic=True)
+    paths = make_paths(state.vit, recipe, here)
     losses = torch.zeros(2, device=here.device)
     since_log, since_save = time.perf_counter(), time.perf_counter()
     with tqdm(total=steps, initial=state.step, desc="pretrain", unit="step", disable=not progress_bar) as progress:
         while state.step < steps:
             for group in state.optimizer.param_groups:
                 group["lr"] = recipe.learning_rate_at(state.step / steps)
-            losses += _step(state, paths, batches[state.step], recipe, here)
+            losses += training_step(state, paths, batches[state.step], recipe)
             state.step += 1
             state.update_average(recipe.ema_decay)
             progress.update()
@@ -137,16 +133,23 @@ def _train(
                 since_save = now
 
 
-def _step(state: TrainingState, paths: Callable[..., Any], batch: Batch, recipe: Recipe, here: Processes) -> Tensor:
+def make_paths(vit: Backbone, recipe: Recipe, here: Processes) -> Callable[..., Any]:
+    """The paths of a network as they are trained: shared among processes, and compiled if the recipe says so."""
+    paths: Callable[..., Any] = Paths(vit, recipe.skip)
+    if here.count > 1:
+        paths = DistributedDataParallel(paths)
+    return torch.compile(paths, dynamic=True) if recipe.compile else paths
+
+
+def training_step(state: TrainingState, paths: Callable[..., Any], batch: Batch, recipe: Recipe) -> Tensor:
     """One optimiser step; the losses of the full and of the skipped path, [2]."""
-    full_rows = spread_rows(len(batch.images), recipe.full_share if recipe.skip != "none" else 1.0).to(here.device)
-    with torch.autocast(here.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-        full, skipped = paths(batch.images, batch.keep_mask, full_rows)
+    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        full, skipped = paths(batch.images, batch.keep_mask, batch.full_rows)
     losses = path_losses(
         full,
         skipped,
         batch.targets,
-        full_rows,
+        batch.full_rows,
         label_smoothing=recipe.label_smoothing,
         distillation=recipe.distillation,
     )
@@ -167,7 +170,13 @@ def _log(state: TrainingState, losses: Tensor, writer: SummaryWriter | None) -> 
             writer.add_scalar(f"pretrain/{name}", value, state.step)
 
 
-def _batches(vit: Backbone, train: Dataset, recipe: Recipe, here: Processes) -> Batches:
+def begin(vit: Backbone, recipe: Recipe) -> TrainingState:
+    """The state before the first step."""
+    return TrainingState(vit, make_optimizer(vit, recipe), [p.detach().clone() for p in vit.parameters()])
+
+
+def make_batches(vit: Backbone, train: Dataset, recipe: Recipe, here: Processes) -> Batches:
+    """The batches of a run, on this process's device."""
     unit: ActionUnit = "half" if recipe.skip == "half" else "block"
     return Batches(
         train.to(here.device),
@@ -176,11 +185,13 @@ def _batches(vit: Backbone, train: Dataset, recipe: Recipe, here: Processes) -> 
         here.share(recipe.batch_size),
         units=num_units(vit, unit),
         always=units_of_block_0(recipe.skip),
+        full_share=recipe.full_share if recipe.skip != "none" else 1.0,
         seed=recipe.seed,
     )
 
 
-def _optimizer(vit: Backbone, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(vit: Backbone, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW; only matrices and convolutions decay."""
     parameters = list(vit.parameters())
     matrices = [p for p in parameters if p.ndim in (2, 4)]
     others = [p for p in parameters if p.ndim not in (2, 4)]

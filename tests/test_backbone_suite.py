@@ -9,7 +9,7 @@ import pytest
 import tyro
 from toys import TINY as NAMES
 
-from vitskip import cli
+from vitskip import backbone_cli
 from vitskip.backbone import load_backbone
 from vitskip.backbone.recipe import Recipe
 from vitskip.eval import backbone_suite
@@ -64,8 +64,10 @@ def test_the_command_of_a_card_gives_the_same_run(tiny_suite: Path, monkeypatch:
     assert (program, command) == ("vitskip", "pretrain")
     given = {}
     monkeypatch.setattr(
-        cli, "pretrain_and_measure", lambda out, vit, arch, recipe, **rest: given.update(arch=arch, recipe=recipe)
+        backbone_cli,
+        "pretrain_and_measure",
+        lambda out, vit, arch, recipe, **rest: given.update(arch=arch, recipe=recipe),
     )
-    tyro.cli(cli.pretrain, args=words)
+    tyro.cli(backbone_cli.pretrain, args=words)
     assert given["arch"] == card["architecture"]
     assert given["recipe"] == Recipe(**card["recipe"])

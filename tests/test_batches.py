@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vitskip.backbone.augment import AUGMENTATIONS
-from vitskip.backbone.batches import Batch, Batches, sample_keep_mask
+from vitskip.backbone.batches import Batch, Batches, sample_keep_mask, spread_rows
 from vitskip.backbone.datasets import Dataset
 
 ALL = slice(0, 8)
@@ -17,7 +17,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def make(share: slice = ALL, seed: int = 0, augmentation: str = "cifar-strong") -> Batches:
     images = torch.randint(0, 256, (27, 3, 8, 8), generator=generator()).to(torch.uint8)
     train = Dataset(images, torch.arange(27) % 3, ("a", "b", "c"), torch.zeros(27))
-    return Batches(train, AUGMENTATIONS[augmentation], 8, share, units=6, always=1, seed=seed)
+    return Batches(train, AUGMENTATIONS[augmentation], 8, share, units=6, always=1, full_share=0.3, seed=seed)
 
 
 def same(first: Batch, second: Batch) -> bool:
@@ -43,8 +43,9 @@ def test_an_epoch_shows_each_image_once_and_leaves_the_rest_out() -> None:
 
 def test_shares_make_up_the_batch() -> None:
     whole, left, right = make()[4], make(slice(0, 4))[4], make(slice(4, 8))[4]
-    for name in vars(whole):
+    for name in ("images", "targets", "keep_mask"):
         assert torch.equal(torch.cat([getattr(left, name), getattr(right, name)]), getattr(whole, name))
+    assert torch.equal(torch.cat([left.full_rows, right.full_rows + 4]), whole.full_rows)
 
 
 def test_images_and_targets_have_the_form_the_losses_want() -> None:
@@ -74,3 +75,11 @@ def test_the_keep_rate_is_drawn_per_image() -> None:
     assert share.var().item() == pytest.approx(1 / 12 + 1 / 120, abs=0.01)  # of the rate, and of 20 draws given it
     assert share.min() == 0
     assert share.max() == 1
+
+
+@pytest.mark.parametrize(("full_share", "count"), [(1.0, 8), (0.5, 4), (0.25, 2), (0.3, 3), (0.01, 1)])
+def test_full_rows_are_spread_evenly(full_share: float, count: int) -> None:
+    rows = spread_rows(8, full_share, ALL)
+    assert len(rows) == count
+    assert rows[0] == 0
+    assert count == 1 or rows.diff().max() - rows.diff().min() <= 1

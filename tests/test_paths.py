@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitskip.backbone.masked import run_masked
-from vitskip.backbone.paths import Paths, path_losses, spread_rows
+from vitskip.backbone.paths import Paths, path_losses
 from vitskip.backbone.vit import ViT
 
 ROWS = torch.arange(5)
@@ -66,11 +66,3 @@ def test_the_teacher_is_not_taught(logits: tuple[Tensor, Tensor, Tensor]) -> Non
     full, skipped, targets = logits[0].requires_grad_(), logits[1], logits[2]
     _, skipped_loss = path_losses(full, skipped, targets, ROWS, label_smoothing=0.0, distillation=1.0)
     assert not skipped_loss.requires_grad
-
-
-@pytest.mark.parametrize(("share", "count"), [(1.0, 8), (0.5, 4), (0.25, 2), (0.3, 3), (0.01, 1)])
-def test_rows_are_spread_evenly(share: float, count: int) -> None:
-    rows = spread_rows(8, share)
-    assert len(rows) == count
-    assert rows[0] == 0
-    assert rows.diff().max() - rows.diff().min() <= 1 if count > 1 else True

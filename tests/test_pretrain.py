@@ -21,7 +21,9 @@ from vitskip.backbone.recipe import Recipe
 from vitskip.backbone.vit import ViT
 
 RECIPE = Recipe(epochs=20, batch_size=32, learning_rate=1e-2, label_smoothing=0.0, ema_decay=0.9, augmentation="none")
-LONG = replace(RECIPE, epochs=2 * LOG_EVERY + 3, batch_size=32, augmentation="digits")  # two steps to an epoch
+LONG = replace(
+    RECIPE, full_share=0.3, epochs=2 * LOG_EVERY + 3, batch_size=32, augmentation="digits"
+)  # two steps to an epoch
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,91 @@
+"""What bfloat16 and `torch.compile` are worth in pretraining: images/s beside plain float32, in turn.
+
+python -m vitskip.eval.training_speed [--size small] [--device cuda] [--json PATH]
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from ..agents.run_directory import versions, write_json
+from ..backbone import Dataset, load_dataset
+from ..backbone.backbones import build_backbone
+from ..backbone.pretrain import begin, make_batches, make_paths, training_step
+from ..backbone.processes import Processes
+from ..backbone.recipe import Recipe
+from .backbone_suite import SIZES
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"precision": "bfloat16"},
+    "float32, compiled": {"compile": True},
+    "bfloat16, compiled": {"precision": "bfloat16", "compile": True},
+}
+STEPS, ROUNDS = 4, 9  # steps a round; a third of the rounds warms up
+
+
+class Contestant:
+    """One way to train the same net on the same images."""
+
+    def __init__(self, architecture: dict[str, Any], recipe: Recipe, train: Dataset, device: torch.device) -> None:
+        here = Processes(0, 1, device)
+        vit = build_backbone(architecture).to(device).train()
+        self.recipe, self.state, self.paths = recipe, begin(vit, recipe), make_paths(vit, recipe, here)
+        self.batches = make_batches(vit, train, recipe, here)
+
+    def run(self, steps: int) -> float:
+        """Train some steps; the wall time [s]."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            losses = training_step(self.state, self.paths, self.batches[self.state.step], self.recipe)
+            self.state.step += 1
+        losses.tolist()  # waits for the device
+        return time.perf_counter() - start
+
+
+def main(size: Literal["small", "large"] = "small", device: str = "cpu", json: Path | None = None) -> None:
+    """Print images/s of each variant.
+
+    Args:
+        size: of the net, as in the suite of backbones.
+        device: where to train.
+        json: also write the numbers here.
+    """
+    architecture, recipe = SIZES[size]
+    train = load_dataset("digits", "train")
+    contestants = {
+        name: Contestant(
+            {**architecture, "depth": 12},
+            replace(recipe, **{"precision": "float32", **changes}),
+            train,
+            torch.device(device),
+        )
+        for name, changes in VARIANTS.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in tqdm(range(ROUNDS), desc="training speed", leave=False, disable=None):
+        for name, contestant in contestants.items():
+            seconds[name].append(contestant.run(STEPS))
+    rates = {
+        name: STEPS * recipe.batch_size / float(np.median(column[ROUNDS // 3 :])) for name, column in seconds.items()
+    }
+    table = Table(title=f"training, {size} net on {device}, {torch.get_num_threads()} threads")
+    for heading in ("variant", "images/s", "against float32"):
+        table.add_column(heading, justify="left" if heading == "variant" else "right")
+    for name, rate in rates.items():
+        table.add_row(name, f"{rate:,.0f}", f"{rate / rates['float32']:.2f}")
+    Console().print(table)
+    if json is not None:
+        write_json(json, {"threads": torch.get_num_threads(), "versions": versions(), "images_per_s": rates})
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
