@@ -8,7 +8,7 @@ distillation, Yu and Huang, 2019).
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,11 +134,20 @@ def _train(
 
 
 def make_paths(vit: Backbone, recipe: Recipe, here: Processes) -> Callable[..., Any]:
-    """The paths of a network as they are trained: shared among processes, and compiled if the recipe says so."""
+    """The paths of a network as they are trained: its blocks compiled if the recipe says so, shared among processes.
+
+    Blocks are compiled, not the whole: how many rows run a block changes from step to step.
+    """
+    if recipe.compile:
+        blocks: Iterable[nn.Module] | None = getattr(vit, "blocks", None)
+        if blocks is None:
+            raise ValueError(f"compile: expected a backbone with its modules as `blocks`, got {type(vit).__name__}")
+        for block in blocks:
+            block.compile(dynamic=True)
     paths: Callable[..., Any] = Paths(vit, recipe.skip)
     if here.count > 1:
         paths = DistributedDataParallel(paths)
-    return torch.compile(paths, dynamic=True) if recipe.compile else paths
+    return paths
 
 
 def training_step(state: TrainingState, paths: Callable[..., Any], batch: Batch, recipe: Recipe) -> Tensor:

@@ -29,7 +29,7 @@ class Recipe:
         distillation: weight in [0, 1] of the full path's belief in the target of the skipped one, where there is one.
         augmentation: name of a preset in `AUGMENTATIONS`.
         precision: "bfloat16" computes under autocast.
-        compile: by `torch.compile`; needs a C++ compiler on a CPU.
+        compile: the blocks by `torch.compile`; needs a C++ compiler on a CPU. Half-blocks are not compiled.
         seed: of order, masks and augmentation; the initial weights are the caller's.
 
     Raises:

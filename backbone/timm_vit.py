@@ -77,6 +77,10 @@ class TimmViT(nn.Module):
             head=_num_weights(self.vit.head) + _num_weights(getattr(self.vit, "head_dist", nn.Identity())),
         )
 
+    @property
+    def blocks(self) -> nn.Sequential:
+        return cast(nn.Sequential, self.vit.blocks)
+
     def embed(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
         """Turn images into tokens; square images of another size than `image_size` are resized to it first."""
         normalised = (resize(to_float_images(images), self.image_size) - self.mean) / self.std

@@ -74,6 +74,10 @@ class TorchvisionViT(nn.Module):
         )
         return replace(macs, head=self._head_macs)  # with a representation layer the head is two matrices
 
+    @property
+    def blocks(self) -> nn.Sequential:
+        return self.vit.encoder.layers
+
     def embed(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
         """Turn images into tokens; square images of another size than `image_size` are resized to it first."""
         normalised = (resize(to_float_images(images), self.image_size) - self.mean) / self.std

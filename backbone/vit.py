@@ -53,6 +53,9 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(embed_dim)
         self.mlp = Mlp(embed_dim, mlp_dim)
 
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        return self.mlp_half(self.attention_half(tokens))
+
     def attention_half(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         return tokens + self.attention(self.attention_norm(tokens))
 
@@ -174,8 +177,7 @@ class ViT(nn.Module):
         return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], 1) + self.pos_embed
 
     def run_block(self, index: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        block = cast(Block, self.blocks[index])
-        return block.mlp_half(block.attention_half(tokens))
+        return self.blocks[index](tokens)
 
     def run_half_block(self, index: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         block = cast(Block, self.blocks[index // 2])

@@ -16,14 +16,13 @@ from torch.nn import functional as F
 from vitskip.backbone import checkpoint
 from vitskip.backbone.datasets import Dataset
 from vitskip.backbone.masked import run_masked
-from vitskip.backbone.pretrain import LOG_EVERY, PretrainResult, pretrain
+from vitskip.backbone.pretrain import LOG_EVERY, PretrainResult, make_paths, pretrain
+from vitskip.backbone.processes import Processes
 from vitskip.backbone.recipe import Recipe
 from vitskip.backbone.vit import ViT
 
 RECIPE = Recipe(epochs=20, batch_size=32, learning_rate=1e-2, label_smoothing=0.0, ema_decay=0.9, augmentation="none")
-LONG = replace(
-    RECIPE, full_share=0.3, epochs=2 * LOG_EVERY + 3, batch_size=32, augmentation="digits"
-)  # two steps to an epoch
+LONG = replace(RECIPE, full_share=0.3, epochs=2 * LOG_EVERY + 3, augmentation="digits")  # two steps an epoch
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +170,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(toy: Dataset) -> None:
     torch.nn.init.constant_(vit.head.weight, torch.nan)
     with pytest.raises(FloatingPointError, match="loss: expected a finite one"):
         pretrain(vit, toy, RECIPE, progress_bar=False)
+
+
+def test_compiling_needs_to_know_the_blocks(unchecked: None) -> None:
+    alone = Processes(0, 1, torch.device("cpu"))
+    with pytest.raises(ValueError, match="compile: expected a backbone with its modules as `blocks`, got Identity"):
+        make_paths(torch.nn.Identity(), replace(RECIPE, compile=True), alone)
 
 
 def test_weight_decay_spares_vectors_and_embeddings(toy: Dataset) -> None:
