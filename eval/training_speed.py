@@ -29,7 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "float32-compiled": {"precision": "float32", "compile": True},
     "bfloat16-compiled": {"precision": "bfloat16", "compile": True},
 }
-STEPS, ROUNDS = 4, 9  # steps a round; a third of the rounds warms up
+STEPS, ROUNDS = 2, 6  # steps a round; a third of the rounds warms up
 
 
 class Contestant:
