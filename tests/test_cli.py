@@ -214,6 +214,21 @@ def script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([path, *arguments], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=1500)
 
 
+def test_an_interrupt_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vitskip import cli
+
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tyro.extras.subcommand_cli_from_dict", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert "goes on from its checkpoint" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_the_installed_script_on_the_default_task(tmp_path: Path) -> None:

@@ -131,6 +131,9 @@ def main() -> None:
     except (ValueError, OSError) as error:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nstopped; `vitskip pretrain` goes on from its checkpoint when given again")
+        raise SystemExit(130) from None
 
 
 def _split(run: Run, split: Literal["validation", "test"], dataset: str | None, data_root: str | None) -> Dataset:
