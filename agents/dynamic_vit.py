@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
-from ..backbone import Backbone, run_rows
+from ..backbone import Backbone
 from ..backbone.backbones import card_of, read_card
+from ..backbone.masked import run_units
 from ..backbone.protocol import ActionUnit, unit_runner
 from ..backbone.registry import unknown_name
 from ..envs.observation import ObservationKind, ObservationLayout
@@ -98,12 +99,11 @@ class DynamicViT(nn.Module):
         return self._run_sequentially(tokens) if plan is None else self._run_plan(tokens, plan)
 
     def _run_plan(self, tokens: Float[Tensor, "B N D"], keep_mask: Bool[Tensor, "B U"]) -> Float[Tensor, "B K"]:
-        for unit, kept in enumerate(keep_mask.cpu().unbind(1)):
-            if self.mode == "dense":
-                tokens = torch.where(kept[:, None, None].to(tokens.device), self._run_unit(unit, tokens), tokens)
-            else:
-                rows = kept.nonzero().squeeze(1).to(tokens.device, non_blocking=True)
-                tokens = run_rows(lambda active, unit=unit: self._run_unit(unit, active), tokens, rows)
+        if self.mode == "gather":
+            tokens = run_units(self.backbone, tokens, keep_mask, self.action_unit)
+        else:
+            for unit, kept in enumerate(keep_mask.to(tokens.device).unbind(1)):
+                tokens = torch.where(kept[:, None, None], self._run_unit(unit, tokens), tokens)
         spent = (keep_mask * torch.tensor(self._unit_macs)).sum(1)
         self._leave_trace(keep_mask.to(tokens.device), spent.to(tokens.device))
         return self.backbone.classify(tokens)

@@ -84,10 +84,12 @@ def test_the_dense_mode_computes_what_a_plan_skips(images: Tensor, action_unit: 
     rows = []
     for mode in ("gather", "dense"):
         net = make_net("mask", action_unit, mode=mode)
-        run_unit = net._run_unit
-        rows.append([])
-        net._run_unit = lambda unit, tokens, ran=rows[-1], run_unit=run_unit: (
-            ran.append(len(tokens)) or run_unit(unit, tokens)
+        name = "run_block" if action_unit == "block" else "run_half_block"
+        run_unit = getattr(net.backbone, name)
+        ran: list[int] = []
+        rows.append(ran)
+        setattr(
+            net.backbone, name, lambda unit, tokens, ran=ran, run=run_unit: ran.append(len(tokens)) or run(unit, tokens)
         )
         net(images)
         kept = keep_mask_of(net)
