@@ -132,7 +132,7 @@ def make_sb3_env(
     """Build the native environment for Stable-Baselines3.
 
     Args:
-        env_id: a registered id of ours; its own arguments are the defaults.
+        env_id: a registered id of `SkipEnv`; its own arguments are the defaults.
         num_envs: images side by side.
         seed: sub-environment i gets seed + i.
         render_mode: None, "rgb_array" or "ansi".
@@ -141,7 +141,7 @@ def make_sb3_env(
     Raises:
         ValueError: for an id that is not ours, or arguments outside `EnvConfig`.
     """
-    ours = [known for known, spec in gym.registry.items() if str(spec.entry_point).startswith("vitskip.envs")]
+    ours = [known for known, spec in gym.registry.items() if str(spec.entry_point).startswith("vitskip.envs.single:")]
     if env_id not in ours:
         raise unknown_name("environment id", env_id, ours)
     defaults: dict[str, Any] = gym.spec(env_id).kwargs

@@ -1,6 +1,6 @@
 """ViTSkip: Vision Transformers made faster by agents that skip layers, image by image.
 
-Importing it registers `ViTSkip-v0` with Gymnasium and imports neither torch nor Stable-Baselines3.
+Importing it registers `ViTSkip-v0` and `mo-ViTSkip-v0` with Gymnasium and imports neither torch nor Stable-Baselines3.
 """
 
 import importlib.util
@@ -16,4 +16,9 @@ if importlib.util.find_spec("gymnasium"):  # a deployed network does without it
         "ViTSkip-v0",
         entry_point="vitskip.envs.single:SkipEnv",
         vector_entry_point="vitskip.envs.vector:SkipVectorEnv",
+    )
+    gymnasium.register(
+        "mo-ViTSkip-v0",
+        entry_point="vitskip.envs.multi_objective:MultiObjectiveSkipEnv",
+        disable_env_checker=True,  # it requires a scalar reward
     )
