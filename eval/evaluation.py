@@ -4,13 +4,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..agents.dynamic_vit import DynamicViT
-from ..agents.static_masks import StaticMasks, enumerate_static_masks, rescore
+from ..agents.static_masks import StaticMasks, enumerate_static_masks, rescore, search_static_masks
 from ..backbone import Backbone, Dataset
+from ..backbone.protocol import ActionUnit, num_units
 from .measurement import Measurement, measure
 from .rivals import Rivals
 from .statistics import paired_test
 
-ENUMERABLE_DEPTH = 12
+ENUMERABLE_UNITS = 12  # beyond, masks are searched
 RESCORED = 2_000  # validation images of the second round
 
 
@@ -61,23 +62,25 @@ def evaluate(
     return Evaluation(rivals.dense(), on_test, rivals.at(on_validation.macs.mean(), on_test.macs.mean()))
 
 
-def validation_masks(backbone: Backbone, validation: Dataset, images: int = 256) -> StaticMasks | None:
-    """Every static mask on the first validation images, and the best of them again on the next ones.
+def validation_masks(
+    backbone: Backbone, validation: Dataset, images: int = 256, action_unit: ActionUnit = "block"
+) -> StaticMasks:
+    """Static masks on the first validation images, and the best of them again on the next ones.
 
     Args:
-        backbone: ViT; for one of more than 12 blocks the answer is None.
+        backbone: ViT; up to 12 units all masks are tried, of more the ones that `search_static_masks` comes by.
         validation: where masks are chosen.
         images: of the first round.
+        action_unit: "block" or "half".
 
     Raises:
         ValueError: if `images` is less than 1.
     """
     if images < 1:
         raise ValueError(f"images: expected at least 1, got {images}")
-    if backbone.depth > ENUMERABLE_DEPTH:
-        return None
-    masks = enumerate_static_masks(backbone, validation.images[:images], validation.labels[:images])
+    find = enumerate_static_masks if num_units(backbone, action_unit) <= ENUMERABLE_UNITS else search_static_masks
+    masks = find(backbone, validation.images[:images], validation.labels[:images], action_unit=action_unit)
     second = slice(images, images + RESCORED)
     if len(validation) <= images:
         return masks
-    return rescore(masks, backbone, validation.images[second], validation.labels[second])
+    return rescore(masks, backbone, validation.images[second], validation.labels[second], action_unit=action_unit)

@@ -12,6 +12,7 @@ from ..agents.policy import Policy
 from ..agents.static_masks import StaticMasks
 from ..backbone import Dataset
 from ..envs.observation import ObservationLayout
+from .frontier import neighbours
 from .measurement import Measurement, measure, mix
 from .prefixes import Prefixes, run_prefixes
 
@@ -25,16 +26,22 @@ class Rivals:
         net: whose backbone and action unit to use; its policy is not looked at.
         validation: where thresholds and masks are chosen.
         test: where the result is measured.
-        static_masks: every mask's accuracy on validation images; without it, or with half-blocks, the best static
-            mask is left out.
+        static_masks: accuracy of masks of the same units on validation images; without it the best static mask is
+            left out.
+
+    Raises:
+        ValueError: if the masks are of other units.
     """
 
     def __init__(
         self, net: DynamicViT, validation: Dataset, test: Dataset, static_masks: StaticMasks | None = None
     ) -> None:
-        self.net, self.validation, self.test = net, validation, test
-        self.static_masks = static_masks if net.action_unit == "block" else None
+        self.net, self.validation, self.test, self.static_masks = net, validation, test, static_masks
         self.layout = ObservationLayout.of(net.backbone, "belief", net.action_unit)
+        if static_masks is not None and static_masks.keep_mask.shape[1] != self.layout.num_units:
+            raise ValueError(
+                f"static_masks: expected masks of {self.layout.num_units} units, got {static_masks.keep_mask.shape[1]}"
+            )
         self._macs = net.backbone.macs
         self._unit_macs = np.array(self._macs.units(net.action_unit), np.int64)
         self._prefix_macs = np.concatenate([[0], self._unit_macs.cumsum()]) + self._macs.stem  # head not included
@@ -65,11 +72,15 @@ class Rivals:
         return self._measure(random_skip(self.layout, rate), "random skip")
 
     def best_static(self, static_masks: StaticMasks, macs: float) -> Measurement:
-        """A mixture of the best masks with k and k + 1 blocks that costs `macs` on average."""
-        block = float(self._unit_macs.mean())
-        k = int(np.clip((macs - self._macs.stem - self._macs.head) // block, 0, self.layout.num_units - 1))
-        neighbours = [tuple(static_masks.best(blocks).tolist()) for blocks in (k, k + 1)]
-        return mix_to([self._measure_mask(keep) for keep in neighbours], macs)
+        """The mixture of two masks that is the most accurate on validation where it costs `macs` on average.
+
+        Cheaper than that where no dearer mask is more accurate on validation.
+        """
+        keep_mask = static_masks.keep_mask
+        costs = (self._macs.stem + self._macs.head + keep_mask @ self._unit_macs).astype(np.float64)
+        chosen = (tuple(keep_mask[rung].tolist()) for rung in neighbours(costs, static_masks.accuracy, macs))
+        low, high = (self._measure_mask(keep) for keep in chosen)
+        return mix(low, high, macs)
 
     def early_exit(self, validation_macs: float) -> Measurement:
         """Confidence early exit with the threshold that costs `validation_macs` on validation.

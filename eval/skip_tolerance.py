@@ -19,7 +19,7 @@ class SkipTolerance:
     """Test accuracy at the compute of k blocks, k = 1..L.
 
     Attributes:
-        accuracy: float64 [L] by name: random skip, first k, best static mask (chosen on validation; up to 12 blocks),
+        accuracy: float64 [L] by name: random skip, first k, best static mask (chosen on validation),
             early exit (its own head calls counted).
         macs_fraction: float64 [L], of the dense network.
         full: accuracy of the dense network.

@@ -51,9 +51,7 @@ def net() -> DynamicViT:
 
 @pytest.fixture(scope="module")
 def masks(net: DynamicViT, validation: Dataset) -> StaticMasks:
-    found = validation_masks(net.backbone, validation, images=100)
-    assert found is not None
-    return found
+    return validation_masks(net.backbone, validation, images=100)
 
 
 def render(table: Table) -> str:
@@ -126,6 +124,7 @@ def test_rivals_compute_as_much_as_the_network(
     first, best = found["first k"].keep_mask, found["best static mask"].keep_mask
     assert (first[:, :-1] >= first[:, 1:]).all()  # prefixes
     assert {tuple(mask) for mask in best.tolist()} <= {tuple(masks.best(k).tolist()) for k in range(5)}
+    assert len(np.unique(best, axis=0)) == 2
     assert found["random skip"].distinct_paths == 8 and found["random skip"].keep_mask[:, 0].all()
 
 
@@ -205,19 +204,56 @@ def test_the_best_static_mask_is_chosen_on_validation(
     assert (best.keep_mask == unlike_any).all()
 
 
-def test_half_blocks_have_no_static_masks(validation: Dataset, test_part: Dataset, masks: StaticMasks) -> None:
+def test_static_masks_of_units_that_differ_in_cost_are_chosen_by_macs(validation: Dataset, test_part: Dataset) -> None:
+    """Here an attention costs less than an MLP, so two masks of as many halves are not at equal compute."""
+    net = make_net("early-exit", "half")
+    macs = net.backbone.macs
+    cheap, dear = macs.units("half")[:2]
+    assert cheap < dear
+    keep_mask = np.array([[0] * 8, [1, 0] * 4, [0, 1] * 4, [1, 1, 0, 0] * 2, [1] * 8], bool)
+    known = StaticMasks(keep_mask, np.array([0.1, 0.6, 0.62, 0.65, 0.9]))  # the third lies below the line
+    rivals = Rivals(net, validation, test_part, known)
+    fixed = macs.stem + macs.head
+    for target, low, high in (
+        (fixed + 4 * cheap, 1, 1),
+        (fixed + 3 * cheap, 0, 1),
+        (fixed + 4 * cheap + 1000, 1, 4),
+        (fixed + 4 * dear, 1, 4),
+        (macs.total, 4, 4),
+    ):
+        best = rivals.at(target, target)["best static mask"]
+        used = {tuple(mask) for mask in best.keep_mask.tolist()}
+        assert used == {tuple(keep_mask[low].tolist()), tuple(keep_mask[high].tolist())}
+        assert best.macs.mean() == pytest.approx(target, rel=2e-3)
+
+
+def test_no_more_compute_than_pays_on_validation(net: DynamicViT, validation: Dataset, test_part: Dataset) -> None:
+    keep_mask = np.array([[0] * 4, [1, 1, 0, 0], [1, 1, 1, 0], [1] * 4], bool)
+    known = StaticMasks(keep_mask, np.array([0.1, 0.8, 0.8, 0.7]))
+    best = Rivals(net, validation, test_part, known).at(1e9, 1e9)["best static mask"]
+    assert (best.keep_mask == keep_mask[1]).all()
+
+
+def test_half_blocks_have_static_masks(validation: Dataset, test_part: Dataset, masks: StaticMasks) -> None:
     half = make_net("early-exit", "half")
     target = 0.7 * half.backbone.macs.total
-    found = Rivals(half, validation, test_part, masks).at(target, target)
-    assert list(found) == ["random skip", "first k", "early exit"]
-    for rival in ("random skip", "first k"):
-        assert found[rival].macs.mean() == pytest.approx(target, rel=0.02)
-        assert found[rival].keep_mask.shape == (1000, 8)
+    found = Rivals(half, validation, test_part, validation_masks(half.backbone, validation, 50, "half"))
+    for name, rival in found.at(target, target).items():
+        assert rival.keep_mask.shape == (1000, 8)
+        if name != "early exit":
+            assert rival.macs.mean() == pytest.approx(target, rel=0.02), name
+    with pytest.raises(ValueError, match="static_masks: expected masks of 8 units, got 4"):
+        Rivals(half, validation, test_part, masks)
 
 
-def test_deep_nets_have_no_static_masks(validation: Dataset) -> None:
-    deep = ViT(image_size=32, patch_size=16, embed_dim=8, depth=13, num_heads=1)
-    assert validation_masks(deep, validation) is None
+@pytest.mark.parametrize(("depth", "action_unit"), [(13, "block"), (7, "half")])
+def test_what_cannot_be_enumerated_is_searched(validation: Dataset, depth: int, action_unit: str) -> None:
+    deep = ViT(image_size=32, patch_size=16, embed_dim=8, depth=depth, num_heads=1).eval()
+    found = validation_masks(deep, validation, 10, action_unit)
+    units = deep.depth * (1 if action_unit == "block" else 2)
+    assert found.keep_mask.shape[1] == units
+    assert set(found.keep_mask.sum(1)) == set(range(units + 1))
+    assert len(found.keep_mask) < 2000
 
 
 def test_masks_are_tried_on_at_least_one_image(net: DynamicViT, validation: Dataset) -> None:

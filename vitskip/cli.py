@@ -72,13 +72,14 @@ def evaluate(
         run: run directory.
         dataset: registered name; what the run was trained on if not given.
         data_root: folder of the data set, if it is not where it was in training.
-        static_mask_images: validation images on which all static masks are tried; 0 leaves that baseline out.
+        static_mask_images: validation images on which static masks are tried; 0 leaves that baseline out.
         json: also write the numbers here.
     """
     record = read(run)
     net = DynamicViT.load(run)
     validation, test = (_split(record, split, dataset, data_root) for split in ("validation", "test"))
-    masks = validation_masks(net.backbone, validation, static_mask_images) if static_mask_images else None
+    images, unit = static_mask_images, net.action_unit
+    masks = validation_masks(net.backbone, validation, images, unit) if images else None
     evaluation = evaluate_net(net, validation, test, masks)
     console.print(comparison_table("test part, equal compute", evaluation.dense, evaluation.rows(run.name)))
     write_result(json, {"run": str(run), "versions": versions(), **evaluation.summary()})
