@@ -1,5 +1,6 @@
 """`vitskip evaluate`: a run against the dense network and every baseline at equal compute."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,7 +47,11 @@ class Evaluation:
 
 
 def evaluate(
-    net: DynamicViT, validation: Dataset, test: Dataset, static_masks: StaticMasks | None = None
+    net: DynamicViT,
+    validation: Dataset,
+    test: Dataset,
+    static_masks: StaticMasks | None = None,
+    networks: Mapping[str, Sequence[Backbone]] | None = None,
 ) -> Evaluation:
     """Measure a network on test, beside the dense network and every baseline at equal compute.
 
@@ -55,8 +60,9 @@ def evaluate(
         validation: where the baselines' thresholds and masks are chosen.
         test: touched by this alone.
         static_masks: from `validation_masks`; without it the best static mask is left out.
+        networks: other static networks by the name of the baseline that they make, as `Rivals` takes them.
     """
-    rivals = Rivals(net, validation, test, static_masks)
+    rivals = Rivals(net, validation, test, static_masks, networks)
     on_validation = measure(net, validation, description="validation")
     on_test = measure(net, test, description="test")
     return Evaluation(rivals.dense(), on_test, rivals.at(on_validation.macs.mean(), on_test.macs.mean()))

@@ -1,7 +1,7 @@
 """Every baseline at the compute of a given network: parameters chosen on validation, measured on test."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +10,12 @@ from ..agents.baselines import fixed_mask, random_skip
 from ..agents.dynamic_vit import DynamicViT
 from ..agents.policy import Policy
 from ..agents.static_masks import StaticMasks
-from ..backbone import Dataset
+from ..backbone import Backbone, Dataset
 from ..envs.observation import ObservationLayout
 from .frontier import neighbours
 from .measurement import Measurement, measure, mix
 from .prefixes import Prefixes, run_prefixes
+from .static_networks import StaticNetworks
 
 BISECTIONS = 30
 
@@ -28,13 +29,20 @@ class Rivals:
         test: where the result is measured.
         static_masks: accuracy of masks of the same units on validation images; without it the best static mask is
             left out.
+        networks: other static networks, one baseline per name, e.g. {"shallow nets": [vit3, vit6]}; each name's
+            networks and the dense one are mixed in pairs.
 
     Raises:
-        ValueError: if the masks are of other units.
+        ValueError: if the masks are of other units, or a network is for another number of classes.
     """
 
     def __init__(
-        self, net: DynamicViT, validation: Dataset, test: Dataset, static_masks: StaticMasks | None = None
+        self,
+        net: DynamicViT,
+        validation: Dataset,
+        test: Dataset,
+        static_masks: StaticMasks | None = None,
+        networks: Mapping[str, Sequence[Backbone]] | None = None,
     ) -> None:
         self.net, self.validation, self.test, self.static_masks = net, validation, test, static_masks
         self.layout = ObservationLayout.of(net.backbone, "belief", net.action_unit)
@@ -42,6 +50,8 @@ class Rivals:
             raise ValueError(
                 f"static_masks: expected masks of {self.layout.num_units} units, got {static_masks.keep_mask.shape[1]}"
             )
+        others = (networks or {}).items()
+        self.networks = {name: StaticNetworks(given, net, validation, test) for name, given in others}
         self._macs = net.backbone.macs
         self._unit_macs = np.array(self._macs.units(net.action_unit), np.int64)
         self._prefix_macs = np.concatenate([[0], self._unit_macs.cumsum()]) + self._macs.stem  # head not included
@@ -59,7 +69,8 @@ class Rivals:
         found = {"random skip": self.random(test_macs), "first k": mix_to(first, test_macs)}
         if self.static_masks is not None:
             found["best static mask"] = self.best_static(self.static_masks, test_macs)
-        return {**found, "early exit": self.early_exit(validation_macs)}
+        found["early exit"] = self.early_exit(validation_macs)
+        return found | {name: networks.at(test_macs) for name, networks in self.networks.items()}
 
     def dense(self) -> Measurement:
         """The full network."""

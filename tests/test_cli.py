@@ -16,6 +16,7 @@ COMMANDS = ("download", "pretrain", "depth", "train", "evaluate", "benchmark", "
 TINY = ["--backbone", "tiny-vit4", "--dataset", "tiny-digits"]
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 BATCH = '{"batch_size": 64}'
+NO_MASKS = ["--static-mask-images", "0"]
 
 # name: arguments, and what the message must say. RUN, FILE and BROKEN stand for paths.
 WRONG: dict[str, tuple[list[str], str]] = {
@@ -40,6 +41,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no run": (["evaluate", "RUN2"], "run directory: expected a folder with run.json"),
     "broken run": (["benchmark", "BROKEN"], "run.json: expected JSON, got"),
     "masks": (["evaluate", "RUN", "--static-mask-images", "-1"], "images: expected at least 1, got -1"),
+    "rival": (["evaluate", "RUN", "--rival", "tiny-vit5"], "unknown backbone 'tiny-vit5': expected one of"),
     "batch size": (["benchmark", "RUN", "--batch-sizes", "4", "0"], "batch_sizes: expected one or more integers"),
     "device": (["benchmark", "RUN", "--device", "gpu"], 'device: expected a PyTorch device such as "cpu"'),
     "classes": (["pretrain", "--out", "RUN2", "--dataset", "tiny-digits"], "train: expected at least 128 images"),
@@ -89,7 +91,8 @@ def finished(folder: Path) -> dict[str, Finished]:
         **{f"help {command}": [command, "--help"] for command in COMMANDS},
         "train": ["train", "RUN", *TINY, *timesteps, "--cost-weight", "0.2", "--seed", "3", "--json", "train.json"],
         "evaluate": ["evaluate", "RUN", "--static-mask-images", "8", "--json", "evaluate.json"],
-        "evaluate without masks": ["evaluate", "RUN", "--static-mask-images", "0"],
+        "evaluate without masks": ["evaluate", "RUN", *NO_MASKS],
+        "evaluate beside others": ["evaluate", "RUN", "--rival", "tiny-vit4", "tiny-vit4", *NO_MASKS],
         "benchmark": ["benchmark", "RUN", *sizes, "--json", "benchmark.json"],
         "pretrain": ["pretrain", "--out", "small", *small, "--json", "pretrain.json"],
         "fine-tune": ["pretrain", "--out", "tuned", "--start", "small", *small[-4:], "--skip", "half"],
@@ -146,6 +149,8 @@ def test_evaluate(finished: dict[str, Finished], folder: Path) -> None:
         assert name in text
     assert "early exit" in check(finished["evaluate without masks"])
     assert "best static" not in finished["evaluate without masks"].out
+    assert "other nets" not in finished["evaluate without masks"].out
+    assert "other nets" in check(finished["evaluate beside others"])
 
 
 def test_benchmark(finished: dict[str, Finished], folder: Path) -> None:

@@ -12,7 +12,7 @@ from vitskip.agents import DynamicViT
 from vitskip.agents.run_directory import Run, read, versions
 from vitskip.agents.training import TrainConfig
 from vitskip.agents.training import train as train_agent
-from vitskip.backbone import Dataset, load_dataset
+from vitskip.backbone import Dataset, load_backbone, load_dataset
 from vitskip.envs import EnvConfig
 from vitskip.envs.config import check_device
 from vitskip.eval.demo import demo as run_demo
@@ -63,6 +63,7 @@ def evaluate(
     run: tyro.conf.Positional[Path],
     dataset: str | None = None,
     data_root: str | None = None,
+    rival: tuple[str, ...] = (),
     static_mask_images: int = 256,
     json: Path | None = None,
 ) -> None:
@@ -72,15 +73,17 @@ def evaluate(
         run: run directory.
         dataset: registered name; what the run was trained on if not given.
         data_root: folder of the data set, if it is not where it was in training.
+        rival: further backbones, by name or folder, e.g. shallower ones; mixed in pairs they make one more baseline.
         static_mask_images: validation images on which static masks are tried; 0 leaves that baseline out.
         json: also write the numbers here.
     """
     record = read(run)
     net = DynamicViT.load(run)
     validation, test = (_split(record, split, dataset, data_root) for split in ("validation", "test"))
+    networks = {"other nets": [load_backbone(name) for name in rival]} if rival else {}
     images, unit = static_mask_images, net.action_unit
     masks = validation_masks(net.backbone, validation, images, unit) if images else None
-    evaluation = evaluate_net(net, validation, test, masks)
+    evaluation = evaluate_net(net, validation, test, masks, networks)
     console.print(comparison_table("test part, equal compute", evaluation.dense, evaluation.rows(run.name)))
     write_result(json, {"run": str(run), "versions": versions(), **evaluation.summary()})
 
