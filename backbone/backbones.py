@@ -8,10 +8,12 @@ from typing import Any
 
 from .protocol import Backbone
 from .registry import Registry, unknown_name
+from .token_merging import TokenMergingViT, merge_in_stem
 from .vit import ViT
 from .weights import load_weights
 
 SHIPPED = Path(__file__).parent / "shipped"
+TOKEN_MERGING = "tome:"
 
 BackboneFactory = Callable[[], Backbone]
 """Builds the backbone with its weights, on the CPU."""
@@ -36,12 +38,15 @@ def load_backbone(name: str) -> Backbone:
     """Build a backbone in eval mode on the CPU; every call gives a new one.
 
     Args:
-        name: registered or shipped name, or the path of a folder that `vitskip pretrain` left.
+        name: registered or shipped name, or the path of a folder that `vitskip pretrain` left; "tome:COUNT:NAME" is
+            the `ViT` of that name whose block 0 always runs and merges COUNT tokens (`merge_in_stem`).
 
     Raises:
         ValueError: if the name is unknown, a file is not what it should be, or the factory gives something that is
             no `Backbone`.
     """
+    if name.startswith(TOKEN_MERGING):
+        return _load_merging(name).eval()
     card = card_of(name)
     backbone = _load_card(card) if card else _BACKBONES[name]()
     if not isinstance(backbone, Backbone):
@@ -99,6 +104,19 @@ def _load_card(card: Path) -> Backbone:
     beside = "weights" if card.stem == "card" else card.stem
     load_weights(card.with_name(f"{beside}.safetensors"), backbone)
     return backbone
+
+
+def _load_merging(name: str) -> TokenMergingViT:
+    """Build the backbone that is called tome:COUNT:NAME."""
+    count, _, inner = name.removeprefix(TOKEN_MERGING).partition(":")
+    if not (count.isdecimal() and inner):
+        raise ValueError(f"backbone: expected {TOKEN_MERGING}COUNT:NAME, got {name!r}")
+    vit = load_backbone(inner)
+    if not isinstance(vit, ViT):
+        raise ValueError(
+            f"backbone {name!r}: expected a ViT of vitskip's own to merge tokens, got {type(vit).__name__}"
+        )
+    return merge_in_stem(vit, int(count))
 
 
 def _torchvision(**arguments: Any) -> Backbone:

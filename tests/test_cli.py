@@ -144,7 +144,8 @@ def test_evaluate(finished: dict[str, Finished], folder: Path) -> None:
     text = check(finished["evaluate"])
     summary = json.loads((folder / "evaluate.json").read_text())
     assert {"run", "versions", "net", "dense", "rivals", "net_minus"} <= set(summary)
-    assert set(summary["rivals"]) == {"random skip", "first k", "best static mask", "early exit"}
+    rivals = {"random skip", "first k", "best static mask", "early exit", "token merging"}
+    assert set(summary["rivals"]) == rivals
     for name in ("run-all (dense)", "RUN", "against run-all [points]", *summary["rivals"]):
         assert name in text
     assert "early exit" in check(finished["evaluate without masks"])

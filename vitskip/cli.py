@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.text import Text
 
 from vitskip.agents import DynamicViT
+from vitskip.agents.joint import JointConfig
 from vitskip.agents.run_directory import Run, read, versions
 from vitskip.agents.training import TrainConfig
 from vitskip.agents.training import train as train_agent
-from vitskip.backbone import Dataset, load_backbone, load_dataset
+from vitskip.backbone import Backbone, Dataset, ViT, load_backbone, load_dataset
+from vitskip.backbone.token_merging import merging_ladder
 from vitskip.envs import EnvConfig
 from vitskip.envs.config import check_device
 from vitskip.eval.demo import demo as run_demo
@@ -26,6 +28,7 @@ from .backbone_cli import depth, download, pretrain
 from .output import console, write_result
 
 EnvFlags = Annotated[EnvConfig, tyro.conf.OmitArgPrefixes]
+JointFlags = Annotated[JointConfig, tyro.conf.arg(name="joint")]
 
 
 def train(
@@ -36,22 +39,43 @@ def train(
     num_envs: int | None = None,
     hyperparameters: str = "{}",
     env: EnvFlags = EnvConfig(),  # noqa: B008 (frozen)
+    budget: float | None = None,
+    joint: bool = False,
+    joint_training: JointFlags = JointConfig(),  # noqa: B008 (frozen)
+    curriculum: float = 0.0,
+    upfront: bool = False,
     json: Path | None = None,
 ) -> None:
-    """Train an agent to skip blocks of a frozen backbone; leaves a run directory.
+    """Train an agent to skip blocks of a backbone; leaves a run directory.
 
     Args:
         out: run directory to write.
-        algorithm: "ppo" or "a2c".
+        algorithm: name, e.g. "ppo", "a2c", "reinforce"; a wrong one lists them all.
         total_timesteps: environment steps; an episode has one per block.
         seed: of images, weights and sampling.
         num_envs: images side by side; the algorithm's default if not given.
         hyperparameters: JSON object that overrides the algorithm's defaults, e.g. '{"ent_coef": 0.01}'.
         env: environment arguments.
+        budget: mean share of the dense net's compute to hold; the cost weight is then steered.
+        joint: train the ViT, too, on the paths that the agent takes.
+        joint_training: how.
+        curriculum: share of the steps over which the blocks become free to be skipped, from the last to the first.
+        upfront: decide all blocks at once, after block 0.
         json: also write the record here.
     """
     overrides = _json_object("hyperparameters", hyperparameters)
-    config = TrainConfig(algorithm, total_timesteps, seed, num_envs, overrides, env.arguments())
+    config = TrainConfig(
+        algorithm,
+        total_timesteps,
+        seed,
+        num_envs,
+        overrides,
+        env.changed(),
+        budget=budget,
+        joint=joint_training if joint else None,
+        curriculum=curriculum,
+        upfront=upfront,
+    )
     result = train_agent(config, out)
     last = {name: column[-1] for name, column in result.curve.items() if column}
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.items())
@@ -80,7 +104,9 @@ def evaluate(
     record = read(run)
     net = DynamicViT.load(run)
     validation, test = (_split(record, split, dataset, data_root) for split in ("validation", "test"))
-    networks = {"other nets": [load_backbone(name) for name in rival]} if rival else {}
+    networks: dict[str, list[Backbone]] = {"other nets": [load_backbone(name) for name in rival]} if rival else {}
+    if isinstance(net.backbone, ViT):
+        networks["token merging"] = [*merging_ladder(net.backbone)]
     images, unit = static_mask_images, net.action_unit
     masks = validation_masks(net.backbone, validation, images, unit) if images else None
     evaluation = evaluate_net(net, validation, test, masks, networks)

@@ -1,0 +1,182 @@
+"""Token merging (Bolya et al., ICLR 2023, https://arxiv.org/abs/2210.09461) on our own ViT.
+
+After the attention of a block its most similar tokens become one, so that what follows runs on fewer. Written from
+the paper's section 3; no training is needed.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .macs import Macs, vit_macs
+from .vit import Attention, Block, ViT
+
+
+class TokenMergingViT(nn.Module):
+    """A ViT that merges tokens after the attention of its blocks; implements `Backbone`.
+
+    A token's size, the number of patches that it stands for, is the last channel of the tokens [B, N, D + 1]. So it
+    travels wherever tokens do (gathered, written back, selected), and nothing else needs to know of it. Attention is
+    proportional: the logarithm of a key's size is added to its scores.
+
+    **With skipping, merge in the stem.** The rows of a batch skip different blocks, but must have equally many tokens.
+    So all merging belongs into blocks that every image runs: the first `stem_blocks` are part of `embed`, no agent
+    decides on them, and `depth` counts the others, which run on the fewer tokens. Where later blocks merge too, the
+    network is to be run whole, as a static one.
+
+    Args:
+        vit: the network, not copied.
+        merges: tokens to merge in each of its blocks; of N tokens at most (N - 1) // 2 can.
+        stem_blocks: blocks that are part of `embed`.
+
+    Raises:
+        ValueError: if there is not one number of at least 0 for each block, or not one block is left to decide on.
+    """
+
+    num_prefix_tokens = 1
+
+    def __init__(self, vit: ViT, merges: Sequence[int], *, stem_blocks: int = 0) -> None:
+        super().__init__()
+        if len(merges) != vit.depth or not all(isinstance(merged, int) and merged >= 0 for merged in merges):
+            raise ValueError(f"merges: expected {vit.depth} integers of at least 0, one per block, got {merges!r}")
+        if not 0 <= stem_blocks < vit.depth:
+            raise ValueError(f"stem_blocks: expected 0..{vit.depth - 1}, got {stem_blocks}")
+        self.vit, self.stem_blocks = vit, stem_blocks
+        counts = [vit.num_tokens]  # tokens before each block, and at the end
+        for merged in merges:
+            counts.append(counts[-1] - min(merged, (counts[-1] - 1) // 2))
+        self._counts = tuple(counts)
+        self.depth, self.embed_dim = vit.depth - stem_blocks, vit.embed_dim + 1
+        self.num_tokens, self.num_classes = counts[stem_blocks], vit.num_classes
+        self.image_size = vit.image_size
+
+    @property
+    def macs(self) -> Macs:
+        """The matching of tokens counts as a part of the attention."""
+        attention, mlp = [], []
+        for before, after in pairwise(self._counts):
+            attention.append(self._block_macs(before).attention[0] + self._matching_macs(before, after))
+            mlp.append(self._block_macs(after).mlp[0])
+        first, whole = self.stem_blocks, self.vit.macs
+        stem = whole.stem + sum(attention[:first]) + sum(mlp[:first])
+        return Macs(stem=stem, attention=tuple(attention[first:]), mlp=tuple(mlp[first:]), head=whole.head)
+
+    def embed(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
+        tokens = self.vit.embed(images)
+        tokens = torch.cat([tokens, torch.ones_like(tokens[:, :, :1])], 2)
+        for index in range(2 * self.stem_blocks):
+            tokens = self._run_half(index, tokens)
+        return tokens
+
+    def run_block(self, index: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
+        return self.run_half_block(2 * index + 1, self.run_half_block(2 * index, tokens))
+
+    def run_half_block(self, index: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
+        return self._run_half(index + 2 * self.stem_blocks, tokens)
+
+    def classify(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
+        return self.vit.classify(tokens[:, :, :-1])
+
+    def forward(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
+        tokens = self.embed(images)
+        for index in range(self.depth):
+            tokens = self.run_block(index, tokens)
+        return self.classify(tokens)
+
+    def _run_half(self, index: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
+        """Half-block `index` of the whole ViT."""
+        block, before = cast(Block, self.vit.blocks[index // 2]), self._counts[(index + 1) // 2]
+        if tokens.shape[1] != before:
+            raise ValueError(
+                f"tokens: expected {before} per image before half-block {index}, got {tokens.shape[1]}: where blocks "
+                "merge that can be skipped, only the whole network can be run; merge in the stem"
+            )
+        features, sizes = tokens[:, :, :-1], tokens[:, :, -1:]
+        if index % 2:
+            return torch.cat([block.mlp_half(features), sizes], 2)
+        known = None if before == self._counts[0] else sizes  # nothing merged yet: all sizes are 1
+        update, keys = attend(block.attention, block.attention_norm(features), known)
+        tokens = torch.cat([features + update, sizes], 2)
+        merged = before - self._counts[index // 2 + 1]
+        return merge_tokens(tokens, keys, merged) if merged else tokens
+
+    def _block_macs(self, num_tokens: int) -> Macs:
+        vit = self.vit
+        sizes = {"embed_dim": vit.embed_dim, "mlp_dim": vit.mlp_dim, "num_tokens": num_tokens}
+        return vit_macs(depth=1, stem=0, num_classes=0, **sizes)
+
+    def _matching_macs(self, before: int, after: int) -> int:
+        """Similarities of the proposing tokens with the others, by keys averaged over the heads."""
+        head_dim = self.vit.embed_dim // cast(Block, self.vit.blocks[0]).attention.num_heads
+        return (before - 1) // 2 * (before // 2) * head_dim if after < before else 0
+
+
+def merge_in_stem(vit: ViT, count: int) -> TokenMergingViT:
+    """The same network for agents to skip on: block 0 always runs and merges `count` tokens, the others none."""
+    return TokenMergingViT(vit, (count, *(0,) * (vit.depth - 1)), stem_blocks=1)
+
+
+def merging_ladder(vit: ViT) -> list[TokenMergingViT]:
+    """The same network merging ever more tokens in each block: without training, a static rival at any compute.
+
+    The rates, in tokens per block, are half to almost six times that of all patches over all blocks, in steps of the
+    square root of two. A rate that is no integer alternates between its neighbours, the larger one first.
+    """
+    rates = [(vit.num_tokens - 1) / vit.depth * 2 ** (step / 2) for step in range(-2, 6)]
+    totals = [[math.ceil(rate * blocks) for blocks in range(vit.depth + 1)] for rate in rates]
+    schedules = [tuple(after - before for before, after in pairwise(total)) for total in totals]
+    networks = [TokenMergingViT(vit, merges) for merges in schedules]
+    return list({network.macs: network for network in networks}.values())
+
+
+def attend(
+    attention: Attention, tokens: Float[Tensor, "B N D"], sizes: Float[Tensor, "B N 1"] | None
+) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B N E"]]:
+    """Proportional attention: softmax(QK / sqrt(E) + log sizes) V (the paper's equation 1).
+
+    Args:
+        attention: whose weights to use.
+        tokens: normalised.
+        sizes: patches per token; None where all are 1, which is plain attention.
+
+    Returns:
+        The attention's output, and the keys averaged over the heads, by which tokens are compared.
+    """
+    qkv = attention.qkv(tokens).unflatten(2, (3, attention.num_heads, -1))
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, N, E]
+    bias = None if sizes is None else sizes.log().transpose(1, 2)[:, None]  # [B, 1, 1, N]
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    return attention.projection(mixed.transpose(1, 2).flatten(2)), key.mean(1)
+
+
+def merge_tokens(tokens: Float[Tensor, "B N D"], keys: Float[Tensor, "B N E"], count: int) -> Float[Tensor, "B M D"]:
+    """Bipartite soft matching (section 3), each row by itself.
+
+    Every other token, from the first on, proposes itself to the most similar (cosine of the keys) of the others; the
+    `count` most similar pairs become one token each, the mean weighted by size. The first token, the class token,
+    proposes itself to none, so it stays first and whole.
+
+    Args:
+        tokens: with their sizes as the last channel.
+        keys: by which tokens are compared.
+        count: tokens to merge away, at most (N - 1) // 2.
+
+    Returns:
+        N - `count` tokens: those that proposed themselves and stay, in order, then the others.
+    """
+    keys = F.normalize(keys, dim=2)
+    similarity, partner = (keys[:, 2::2] @ keys[:, 1::2].mT).max(2)  # each [B, P], by proposing token
+    ranking = similarity.argsort(dim=1, descending=True, stable=True)
+    leaving, staying = ranking[:, :count], ranking[:, count:].sort(dim=1).values
+    weighted = torch.cat([tokens[:, :, :-1] * tokens[:, :, -1:], tokens[:, :, -1:]], 2)
+    proposing, receiving = weighted[:, 2::2], weighted[:, 1::2]
+    left, stayed = (proposing.take_along_dim(chosen[:, :, None], 1) for chosen in (leaving, staying))
+    target = partner.take_along_dim(leaving, 1)[:, :, None].expand_as(left)
+    weighted = torch.cat([weighted[:, :1], stayed, receiving.scatter_add(1, target, left)], 1)
+    return torch.cat([weighted[:, :, :-1] / weighted[:, :, -1:], weighted[:, :, -1:]], 2)
