@@ -1,22 +1,35 @@
-"""Stable-Baselines3 algorithms by name, with defaults that work on twelve-step episodes."""
+"""Algorithms by name: Stable-Baselines3's, sb3-contrib's and ours, with defaults that work on twelve-step episodes."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
 
 import torch
-from stable_baselines3 import A2C, PPO
+from sb3_contrib import QRDQN, TRPO, MaskablePPO, RecurrentPPO
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from ..backbone.registry import Registry, unknown_name
+from ..envs.config import EnvArguments
 from ..envs.observation import ObservationLayout
-from ..envs.sb3 import SkipVecEnv
-from .policy import MlpRule, Policy
+from .dynavit import DynaViT
+from .extraction import (
+    extract_actor,
+    extract_per_unit,
+    extract_q_network,
+    extract_quantile_network,
+    extract_recurrent_actor,
+)
+from .policy import Policy
+from .reinforce import Reinforce
+from .supervised import Gumbel, Router
 
-WIDTHS = (64, 64)
 OPEN_BIAS = 1.0  # the untrained policy runs a block with odds exp(2) to 1: near run-all, from where skipping is learnt
+TANH_64 = {"net_arch": [64, 64], "activation_fn": nn.Tanh}
 RESERVED = {
     "policy",
     "env",
@@ -26,6 +39,9 @@ RESERVED = {
     "seed",
     "device",
     "_init_setup_model",
+    "common",
+    "args",
+    "kwargs",
 }
 
 
@@ -36,116 +52,159 @@ class Algorithm:
     Attributes:
         make: the Stable-Baselines3 class.
         num_envs: images side by side.
-        episodes_per_update: episodes of each environment in a rollout; times L it is `n_steps`.
         hyperparameters: further arguments of the class.
+        episodes_per_update: episodes of each environment in a rollout, times L it is `n_steps`; None off policy.
         anneal: whether the learning rate falls linearly to zero.
+        policy: name of the policy class.
+        policy_kwargs: its arguments.
+        extract: takes the deployable policy out of the trained one.
+        env: arguments of the environment that the algorithm is published with; the user's go before.
     """
 
-    make: type[OnPolicyAlgorithm]
+    make: type[BaseAlgorithm]
     num_envs: int
-    episodes_per_update: int
     hyperparameters: dict[str, Any] = field(default_factory=dict)
+    episodes_per_update: int | None = 1
     anneal: bool = True
+    policy: str = "MlpPolicy"
+    policy_kwargs: dict[str, Any] = field(default_factory=lambda: dict(TANH_64))
+    extract: Callable[[Any, ObservationLayout], Policy] = extract_actor
+    env: EnvArguments = field(default_factory=EnvArguments)
 
+
+_ON_POLICY = {"learning_rate": 2e-3, "gamma": 1.0, "gae_lambda": 0.95}
+_PPO = {**_ON_POLICY, "batch_size": 3072, "n_epochs": 4, "ent_coef": 0.003}
+_OFF_POLICY = {
+    "learning_rate": 1e-3,
+    "gamma": 1.0,
+    "batch_size": 1024,
+    "buffer_size": 300_000,
+    "learning_starts": 20_000,
+    "train_freq": 4,
+    "gradient_steps": 4,
+    "target_update_interval": 4_000,
+    "exploration_fraction": 0.5,
+    "exploration_final_eps": 0.02,
+}
+_PUBLISHED: EnvArguments = {"observation": "tokens", "reward": "dynavit", "cost_weight": 3.0}
 
 ALGORITHMS: Registry[Algorithm] = Registry("algorithm")
 ALGORITHMS.register(
-    "ppo",
+    "a2c",
+    Algorithm(A2C, 128, {**_ON_POLICY, "ent_coef": 0.003, "use_rms_prop": False, "normalize_advantage": True}),
+)
+ALGORITHMS.register("ppo", Algorithm(PPO, 512, _PPO, episodes_per_update=2))
+ALGORITHMS.register(
+    "trpo",
+    Algorithm(TRPO, 512, {**_ON_POLICY, "batch_size": 3072, "target_kl": 0.02}, episodes_per_update=2),
+)
+ALGORITHMS.register("maskable-ppo", Algorithm(MaskablePPO, 512, _PPO, episodes_per_update=2))
+ALGORITHMS.register(
+    "recurrent-ppo",
     Algorithm(
-        PPO,
-        num_envs=512,
-        episodes_per_update=2,
-        hyperparameters={
-            "batch_size": 3072,
-            "n_epochs": 4,
-            "learning_rate": 2e-3,
-            "ent_coef": 0.003,
-            "gamma": 1.0,
-            "gae_lambda": 0.95,
-        },
+        RecurrentPPO,
+        256,
+        {**_PPO, "batch_size": 1536},
+        policy="MlpLstmPolicy",
+        policy_kwargs={"net_arch": [], "lstm_hidden_size": 32},
+        extract=extract_recurrent_actor,
     ),
 )
+ALGORITHMS.register("dqn", Algorithm(DQN, 256, _OFF_POLICY, None, policy_kwargs=TANH_64, extract=extract_q_network))
 ALGORITHMS.register(
-    "a2c",
+    "qrdqn",
     Algorithm(
-        A2C,
-        num_envs=128,
-        episodes_per_update=1,
-        hyperparameters={
-            "learning_rate": 2e-3,
-            "ent_coef": 0.003,
-            "gamma": 1.0,
-            "gae_lambda": 0.95,
-            "use_rms_prop": False,
-            "normalize_advantage": True,
-        },
+        QRDQN, 256, _OFF_POLICY, None, policy_kwargs={**TANH_64, "n_quantiles": 25}, extract=extract_quantile_network
     ),
+)
+ALGORITHMS.register("reinforce", Algorithm(Reinforce, 256, {"learning_rate": 3e-3}))
+ALGORITHMS.register(
+    "self-critical",
+    Algorithm(Reinforce, 256, {"learning_rate": 3e-3, "baseline": "self-critical", "rollouts_per_image": 2}),
+)
+ALGORITHMS.register("gumbel", Algorithm(Gumbel, 256, {"learning_rate": 2e-3}))
+ALGORITHMS.register("router", Algorithm(Router, 256, {"learning_rate": 2e-3}))
+_DYNAVIT = Algorithm(DynaViT, 128, {"learning_rate": 1e-3}, policy_kwargs={}, extract=extract_per_unit, env=_PUBLISHED)
+ALGORITHMS.register("dynavit", _DYNAVIT)
+ALGORITHMS.register(
+    "dynavit-repaired", replace(_DYNAVIT, hyperparameters={"learning_rate": 1e-3, "normalize_depth": False})
 )
 
 
 def make_agent(
     name: str,
-    venv: SkipVecEnv,
+    venv: VecEnv,
     *,
     seed: int = 0,
     tensorboard_log: str | None = None,
     device: str = "cpu",
     **hyperparameters: Any,
-) -> OnPolicyAlgorithm:
-    """Build an SB3 agent on the native environment.
+) -> BaseAlgorithm:
+    """Build an agent on the native environment.
 
     Args:
-        name: "a2c" or "ppo".
+        name: in `ALGORITHMS`, e.g. "ppo".
         venv: from `make_sb3_env`.
         seed: of weights and sampling.
         tensorboard_log: folder for event files.
         device: of the policy network; compact networks are fastest on the CPU.
-        **hyperparameters: override the defaults, as the SB3 class names them.
+        **hyperparameters: override the defaults, as the class names them.
 
     Raises:
         ValueError: if the name or a hyperparameter is unknown, or `n_steps` would cut episodes.
     """
     algorithm = ALGORITHMS[name]
-    depth = venv.core.num_units
-    valid = set(signature(algorithm.make).parameters) - RESERVED
+    valid = accepted_hyperparameters(algorithm.make)
     for hyperparameter in hyperparameters:
         if hyperparameter not in valid:
             raise unknown_name("hyperparameter", hyperparameter, valid)
-    arguments = {"n_steps": algorithm.episodes_per_update * depth, **algorithm.hyperparameters, **hyperparameters}
-    if arguments["n_steps"] % depth:
-        raise ValueError(f"n_steps: expected a multiple of the {depth} steps of an episode, got {arguments['n_steps']}")
+    arguments = {**algorithm.hyperparameters, **hyperparameters}
+    if algorithm.episodes_per_update is not None:
+        length = episode_length(venv)
+        arguments.setdefault("n_steps", algorithm.episodes_per_update * length)
+        if arguments["n_steps"] % length:
+            raise ValueError(
+                f"n_steps: expected a multiple of the {length} steps of an episode, got {arguments['n_steps']}"
+            )
     if algorithm.anneal and isinstance(arguments["learning_rate"], float):
         arguments["learning_rate"] = _linear(arguments["learning_rate"])
     agent = algorithm.make(
-        "MlpPolicy",
+        algorithm.policy,
         venv,
         seed=seed,
         device=device,
         tensorboard_log=tensorboard_log,
         stats_window_size=max(100, venv.num_envs),
-        policy_kwargs={"net_arch": list(WIDTHS), "activation_fn": nn.Tanh},
+        policy_kwargs=dict(algorithm.policy_kwargs),
         **arguments,
     )
-    assert isinstance(agent.policy, ActorCriticPolicy)
-    with torch.no_grad():
-        agent.policy.action_net.bias.copy_(torch.tensor([-OPEN_BIAS, OPEN_BIAS]))  # pyright: ignore[reportArgumentType,reportCallIssue]
+    _open(agent)
     return agent
 
 
-def extract_policy(policy: ActorCriticPolicy, layout: ObservationLayout) -> Policy:
-    """The actor as a plain torch module: its weights are copied, the two logits become one log-odds."""
-    hidden = [layer for layer in policy.mlp_extractor.policy_net if isinstance(layer, nn.Linear)]
-    extracted = Policy("mlp", layout, widths=[layer.out_features for layer in hidden])
-    assert isinstance(extracted.rule, MlpRule) and isinstance(policy.action_net, nn.Linear)
-    linears = [layer for layer in extracted.rule.network if isinstance(layer, nn.Linear)]
-    with torch.no_grad():
-        for target, source in zip(linears[:-1], hidden, strict=True):
-            target.weight.copy_(source.weight)
-            target.bias.copy_(source.bias)
-        weight, bias = policy.action_net.weight, policy.action_net.bias  # rows: SKIP, RUN
-        linears[-1].weight.copy_(weight[1:] - weight[:1])
-        linears[-1].bias.copy_(bias[1:] - bias[:1])
-    return extracted.eval()
+def accepted_hyperparameters(make: type[BaseAlgorithm]) -> set[str]:
+    """What a class takes, its bases' named arguments included, but for what `make_agent` sets."""
+    names: set[str] = set()
+    for base in make.__mro__:
+        if base in (OnPolicyAlgorithm, BaseAlgorithm, object):
+            break
+        names |= set(signature(base).parameters)
+        if not any(name in signature(base).parameters for name in ("kwargs", "common")):
+            break
+    return names - RESERVED
+
+
+def episode_length(venv: VecEnv) -> int:
+    """Steps of an episode: one per unit, or one in all where the units are decided up front."""
+    return venv.get_attr("episode_length", 0)[0]
+
+
+@torch.no_grad()
+def _open(agent: BaseAlgorithm) -> None:
+    """Start near run-all."""
+    output = getattr(agent.policy, "action_net", None)
+    if isinstance(output, nn.Linear) and output.out_features == 2:
+        output.bias.copy_(torch.tensor([-OPEN_BIAS, OPEN_BIAS]))
 
 
 def _linear(start: float) -> Any:

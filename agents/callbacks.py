@@ -1,5 +1,6 @@
 """What TensorBoard shows of skipping: compute, run rates, paths, and a picture of who skips what."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,8 @@ from matplotlib.figure import Figure as MatplotlibFigure
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure
+
+from ..envs.core import SkipCore
 
 BANDS = 5  # rows of the skip map, from easy to hard
 
@@ -58,6 +61,29 @@ class SkipStatistics(BaseCallback):
         for name, mean in means.items():
             self.curve[name].append(mean)
         self._episodes = []
+
+
+class Curriculum(BaseCallback):
+    """Makes the units free to be skipped one after the other, from the last to the first; the others run.
+
+    Args:
+        core: whose `forced_units` to lower.
+        share: of the training steps after which all units are free, in (0, 1].
+    """
+
+    def __init__(self, core: SkipCore, share: float) -> None:
+        super().__init__()
+        self.core, self.share = core, share
+
+    def _on_rollout_start(self) -> None:
+        progress = self.num_timesteps / (self.share * self.model._total_timesteps)
+        self.core.forced_units = max(0, math.ceil((1 - progress) * (self.core.num_units - 1)))
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self.core.forced_units = 0
 
 
 def draw_skip_map(keep_mask: NDArray[np.bool_], difficulty: NDArray[np.float64]) -> MatplotlibFigure:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..backbone import Backbone
 from ..backbone.backbones import card_of, read_card
 from ..backbone.masked import run_units
+from ..backbone.paths import units_of_block_0
 from ..backbone.protocol import ActionUnit, unit_runner
 from ..backbone.registry import unknown_name
 from ..envs.observation import ObservationKind, ObservationLayout
@@ -95,25 +96,46 @@ class DynamicViT(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
             raise ValueError(f"images: expected shape [B, 3, S, S], got {list(images.shape)}")
         tokens = self.backbone.embed(images)
+        if self.policy.upfront:
+            return self._run_upfront(tokens)
         plan = self.policy.plan(len(images))
         return self._run_sequentially(tokens) if plan is None else self._run_plan(tokens, plan)
 
-    def _run_plan(self, tokens: Float[Tensor, "B N D"], keep_mask: Bool[Tensor, "B U"]) -> Float[Tensor, "B K"]:
+    def _run_upfront(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
+        """Block 0, one look, one host read of all decisions, then the chosen blocks only."""
+        first = units_of_block_0(self.action_unit)
+        for unit in range(first):
+            tokens = self._run_unit(unit, tokens)
+        spent = torch.full((len(tokens),), sum(self._unit_macs[:first]), device=tokens.device)
+        state = self._observe(tokens, spent)
+        state.observation[:, self.policy.layout.depth] = self._one_hot[first]
+        keep_mask = self.policy.decide(state.observation)
+        keep_mask[:, :first] = True
+        return self._run_plan(tokens, keep_mask.cpu(), first, head_calls=1, decisions=1)
+
+    def _run_plan(
+        self,
+        tokens: Float[Tensor, "B N D"],
+        keep_mask: Bool[Tensor, "B U"],
+        first: int = 0,
+        head_calls: int = 0,
+        decisions: int = 0,
+    ) -> Float[Tensor, "B K"]:
         if self.mode == "gather":
-            tokens = run_units(self.backbone, tokens, keep_mask, self.action_unit)
+            tokens = run_units(self.backbone, tokens, keep_mask, self.action_unit, first)
         else:
-            for unit, kept in enumerate(keep_mask.to(tokens.device).unbind(1)):
+            for unit, kept in enumerate(keep_mask.to(tokens.device).unbind(1)[first:], first):
                 tokens = torch.where(kept[:, None, None], self._run_unit(unit, tokens), tokens)
         spent = (keep_mask * torch.tensor(self._unit_macs)).sum(1)
-        self._leave_trace(keep_mask.to(tokens.device), spent.to(tokens.device))
+        self._leave_trace(keep_mask.to(tokens.device), spent.to(tokens.device), head_calls, decisions)
         return self.backbone.classify(tokens)
 
     def _run_sequentially(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
         state = self._observe(tokens, torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device))
-        decisions = []
+        decisions, memory = [], None
         for unit, macs in enumerate(self._unit_macs):
             state.observation[:, self.policy.layout.depth] = self._one_hot[unit]
-            run = self.policy.decide(state.observation)
+            run, memory = self.policy.step(state.observation, memory)
             decisions.append(run)
             rows = run.nonzero().squeeze(1)
             if len(rows) == len(tokens):

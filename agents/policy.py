@@ -4,10 +4,7 @@ Neither Stable-Baselines3 nor Gymnasium is needed to run them, so the deployed n
 compared in the environment.
 """
 
-import math
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,131 +14,19 @@ from torch import Tensor, nn
 
 from ..backbone.registry import Registry
 from ..envs.observation import ObservationLayout
+from .networks import LstmRule, LstmState, MlpRule, PerUnitRule, PlanRule
+from .rules import EarlyExitRule, FixedMaskRule, PlanningRule, RandomRule
 
-CERTAIN = 1e4  # log-odds of a decision without doubt; finite, so that products with zero stay zero
+Rule = FixedMaskRule | RandomRule | EarlyExitRule | MlpRule | LstmRule | PerUnitRule | PlanRule
 
-
-@runtime_checkable
-class PlanningRule(Protocol):
-    """A rule that needs no observation: it can say the whole path before the image is seen."""
-
-    def plan(self, batch_size: int, generator: torch.Generator) -> Bool[Tensor, "B U"]: ...
-
-
-class FixedMaskRule(nn.Module):
-    """Runs the same units on every image: run-all, skip-all, first-k and every other static mask.
-
-    Args:
-        layout: of the observations.
-        keep: one truth value per unit.
-    """
-
-    samples = False
-    macs = 0
-    keep: Tensor  # bool [U]
-
-    def __init__(self, layout: ObservationLayout, keep: Sequence[bool]) -> None:
-        super().__init__()
-        if len(keep) != layout.num_units:
-            raise ValueError(f"keep: expected {layout.num_units} truth values, one per unit, got {len(keep)}")
-        if not all(kept in (False, True) for kept in keep):
-            raise ValueError(f"keep: expected truth values, got {keep!r}")
-        self.arguments = {"keep": [bool(kept) for kept in keep]}
-        self.depth = layout.depth
-        self.register_buffer("keep", torch.tensor(self.arguments["keep"]), persistent=False)
-
-    def forward(self, observation: Float[Tensor, "B O"]) -> Float[Tensor, " B"]:
-        return observation[:, self.depth] @ torch.where(self.keep, CERTAIN, -CERTAIN)
-
-    def plan(self, batch_size: int, generator: torch.Generator) -> Bool[Tensor, "B U"]:
-        del generator
-        return self.keep.cpu().expand(batch_size, -1).clone()
-
-
-class RandomRule(nn.Module):
-    """Runs unit 0 always and every other one with the same probability.
-
-    Args:
-        layout: of the observations.
-        rate: probability of RUN, in [0, 1].
-    """
-
-    samples = True
-    macs = 0
-
-    def __init__(self, layout: ObservationLayout, rate: float) -> None:
-        super().__init__()
-        if not 0 <= rate <= 1:
-            raise ValueError(f"rate: expected a probability in [0, 1], got {rate}")
-        self.arguments = {"rate": rate}
-        self.depth, self.rate = layout.depth, rate
-
-    def forward(self, observation: Float[Tensor, "B O"]) -> Float[Tensor, " B"]:
-        odds = torch.full((len(observation),), _log_odds(self.rate), device=observation.device)
-        return torch.where(observation[:, self.depth.start] > 0, CERTAIN, odds)
-
-    def plan(self, batch_size: int, generator: torch.Generator) -> Bool[Tensor, "B U"]:
-        units = self.depth.stop - self.depth.start
-        keep_mask = torch.rand(batch_size, units, generator=generator) < self.rate
-        keep_mask[:, 0] = True
-        return keep_mask
-
-
-class EarlyExitRule(nn.Module):
-    """Runs blocks until the head's top probability reaches a threshold; unit 0 always runs.
-
-    Args:
-        layout: of the observations.
-        threshold: at least 0; 0 runs unit 0 only, more than 1 everything.
-    """
-
-    samples = False
-    macs = 0
-
-    def __init__(self, layout: ObservationLayout, threshold: float) -> None:
-        super().__init__()
-        if not threshold >= 0:
-            raise ValueError(f"threshold: expected a number of at least 0, got {threshold}")
-        self.arguments = {"threshold": threshold}
-        self.depth, self.probabilities, self.threshold = layout.depth, layout.probabilities, threshold
-
-    def forward(self, observation: Float[Tensor, "B O"]) -> Float[Tensor, " B"]:
-        confident = observation[:, self.probabilities].amax(1) >= self.threshold
-        run = ~confident | (observation[:, self.depth.start] > 0)
-        return torch.where(run, CERTAIN, -CERTAIN)
-
-
-class MlpRule(nn.Module):
-    """A small tanh network on the observation: what reinforcement learning trains.
-
-    Args:
-        layout: of the observations.
-        widths: hidden units of each layer.
-    """
-
-    samples = False
-
-    def __init__(self, layout: ObservationLayout, widths: Sequence[int]) -> None:
-        super().__init__()
-        if not all(isinstance(width, int) and width > 0 for width in widths):
-            raise ValueError(f"widths: expected positive integers, got {widths!r}")
-        self.arguments = {"widths": list(widths)}
-        sizes = [layout.size, *widths]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(sizes):
-            layers += [nn.Linear(before, after), nn.Tanh()]
-        self.network = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
-        self.macs = sum(layer.weight.numel() for layer in self.network if isinstance(layer, nn.Linear))
-
-    def forward(self, observation: Float[Tensor, "B O"]) -> Float[Tensor, " B"]:
-        return self.network(observation)[:, 0]
-
-
-RULES: Registry[type[FixedMaskRule] | type[RandomRule] | type[EarlyExitRule] | type[MlpRule]] = Registry("rule")
-for _name, _rule in {"mask": FixedMaskRule, "random": RandomRule, "early-exit": EarlyExitRule, "mlp": MlpRule}.items():
-    RULES.register(_name, _rule)
-
-Rule = FixedMaskRule | RandomRule | EarlyExitRule | MlpRule
+RULES: Registry[type[Rule]] = Registry("rule")
+RULES.register("mask", FixedMaskRule)
+RULES.register("random", RandomRule)
+RULES.register("early-exit", EarlyExitRule)
+RULES.register("mlp", MlpRule)
+RULES.register("lstm", LstmRule)
+RULES.register("per-unit", PerUnitRule)
+RULES.register("plan", PlanRule)
 
 
 class Policy(nn.Module):
@@ -168,10 +53,50 @@ class Policy(nn.Module):
     def macs(self) -> int:
         return self.rule.macs
 
-    def decide(self, observation: Float[Tensor, "B O"]) -> Bool[Tensor, " B"]:
-        """True where the unit shall run: the likelier decision, or a drawn one if the rule is a random one."""
-        log_odds = self.rule(observation)
-        return self._draw(log_odds) if self.rule.samples else log_odds > 0
+    @property
+    def upfront(self) -> bool:
+        """Whether the rule sees the image once, after the first block, and then decides all units."""
+        return isinstance(self.rule, PlanRule)
+
+    def step(
+        self, observation: Float[Tensor, "B O"], state: LstmState | None = None
+    ) -> tuple[Bool[Tensor, " *decisions"], LstmState | None]:
+        """Decide: the likelier way, or a drawn one if the rule is a random one.
+
+        Args:
+            observation: before the next unit.
+            state: of a rule with a memory, from the step before; None begins an episode.
+
+        Returns:
+            True where the unit shall run, [B], or for an upfront rule [B, U]; and the state for the next step.
+        """
+        if isinstance(self.rule, PlanRule):
+            return self.rule.choose(observation), state
+        log_odds, state = self.log_odds(observation, state)
+        return self._draw(log_odds) if self.rule.samples else log_odds > 0, state
+
+    def decide(self, observation: Float[Tensor, "B O"]) -> Bool[Tensor, " *decisions"]:
+        """`step` for a rule without a memory, or at the beginning."""
+        return self.step(observation)[0]
+
+    def log_odds(
+        self, observation: Float[Tensor, "B O"], state: LstmState | None = None
+    ) -> tuple[Float[Tensor, " *decisions"], LstmState | None]:
+        """Log-odds of RUN, and the state for the next step."""
+        if isinstance(self.rule, LstmRule):
+            return self.rule(observation, state)
+        return self.rule(observation), state
+
+    @torch.no_grad()
+    def lean(self, amount: float) -> None:
+        """Shift every decision towards RUN by an amount of log-odds, which may be negative.
+
+        Raises:
+            ValueError: if the rule was not learnt.
+        """
+        if not isinstance(self.rule, MlpRule | LstmRule | PerUnitRule | PlanRule):
+            raise ValueError(f"policy: expected a learnt rule to lean, got {self.rule_name!r}")
+        self.rule.lean(amount)
 
     def plan(self, batch_size: int) -> Bool[Tensor, "B U"] | None:
         """The whole path of each image where the rule needs no observation, on the CPU; None where it does."""
@@ -189,25 +114,34 @@ class Policy(nn.Module):
 
         Args:
             observation: from the environment.
-            state: passed through.
-            episode_start: not used.
-            deterministic: False draws from the policy's distribution.
+            state: of a rule with a memory, from the call before; passed through by the others.
+            episode_start: bool [B], rows whose memory begins anew.
+            deterministic: False draws from the policy's distribution (of an upfront rule without a codebook).
 
         Returns:
-            Actions, int64 [] or [B], and the state.
+            Actions, int64 [] or [B], of an upfront rule [U] or [B, U]; and the state.
         """
-        del episode_start
         device = next((tensor.device for tensor in (*self.parameters(), *self.buffers())), None)
         batch = torch.as_tensor(np.atleast_2d(observation), device=device)
-        run = self.decide(batch) if deterministic else self._draw(self.rule(batch))
-        return run.long().cpu().numpy().reshape(observation.shape[:-1]), state
+        memory = self._memory(state, episode_start, device) if isinstance(self.rule, LstmRule) else None
+        if deterministic or (isinstance(self.rule, PlanRule) and len(self.rule.codebook)):
+            run, memory = self.step(batch, memory)
+        else:
+            log_odds, memory = self.log_odds(batch, memory)
+            run = self._draw(log_odds)
+        actions = run.long().cpu().numpy().reshape((*observation.shape[:-1], *run.shape[1:]))
+        return actions, state if memory is None else memory
 
-    def _draw(self, log_odds: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
-        uniform = torch.rand(len(log_odds), generator=self.generator)
+    @staticmethod
+    def _memory(
+        state: LstmState | None, episode_start: NDArray[np.bool_] | None, device: torch.device | None
+    ) -> LstmState | None:
+        """The state of the rows whose episode goes on, zero for the others."""
+        if state is None or episode_start is None:
+            return state
+        goes_on = torch.as_tensor(~episode_start, device=device)[:, None]
+        return state[0] * goes_on, state[1] * goes_on
+
+    def _draw(self, log_odds: Float[Tensor, " *decisions"]) -> Bool[Tensor, " *decisions"]:
+        uniform = torch.rand(log_odds.shape, generator=self.generator)
         return uniform.to(log_odds.device) < log_odds.sigmoid()
-
-
-def _log_odds(probability: float) -> float:
-    if probability in (0, 1):
-        return CERTAIN if probability else -CERTAIN
-    return math.log(probability / (1 - probability))

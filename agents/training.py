@@ -1,19 +1,30 @@
-"""Train one agent on one frozen backbone and leave a run directory."""
+"""Train one agent, on a frozen backbone or jointly with it, and leave a run directory."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.vec_env import VecEnv
 
+from ..backbone import load_dataset
 from ..backbone.weights import save_weights
 from ..envs.config import EnvArguments, EnvConfig
-from ..envs.sb3 import make_sb3_env
-from .algorithms import ALGORITHMS, RESERVED, extract_policy, make_agent
-from .callbacks import SkipStatistics
+from ..envs.core import SkipCore
+from ..envs.plan import PlanVecEnv
+from ..envs.sb3 import SkipVecEnv
+from .algorithms import ALGORITHMS, RESERVED, make_agent
+from .budget import BudgetController, calibrate
+from .callbacks import Curriculum, SkipStatistics
 from .dynamic_vit import DynamicViT
+from .joint import JointConfig, JointTraining
+from .policy import Policy
+
+CALIBRATION_IMAGES = 2_000
 
 
 @dataclass(frozen=True)
@@ -21,12 +32,21 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        algorithm: "a2c" or "ppo".
+        algorithm: name in `ALGORITHMS`.
         total_timesteps: environment steps; an episode has L of them.
         seed: of images, weights and sampling.
         num_envs: images side by side; the algorithm's default where None.
-        hyperparameters: override the algorithm's, as the SB3 class names them.
+        hyperparameters: override the algorithm's, as its class names them.
         env: arguments of the environment.
+        budget: mean share of the dense net's MACs to hold, policy included; the cost weight is then steered, and the
+            result corrected on validation images. None leaves the cost weight alone.
+        joint: train the ViT too; None leaves it frozen.
+        curriculum: share of the steps, in [0, 1], over which the units become free to be skipped, from the last to the
+            first.
+        upfront: decide all units at once after block 0.
+
+    Raises:
+        ValueError: for a value outside these.
     """
 
     algorithm: str = "ppo"
@@ -35,6 +55,26 @@ class TrainConfig:
     num_envs: int | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     env: EnvArguments = field(default_factory=EnvArguments)
+    budget: float | None = None
+    joint: JointConfig | None = None
+    curriculum: float = 0.0
+    upfront: bool = False
+
+    def __post_init__(self) -> None:
+        if self.total_timesteps < 1:
+            raise ValueError(f"total_timesteps: expected at least 1, got {self.total_timesteps}")
+        if self.budget is not None and not 0 < self.budget < 1:
+            raise ValueError(f"budget: expected a share of the dense MACs in (0, 1), got {self.budget}")
+        if not 0 <= self.curriculum <= 1:
+            raise ValueError(f"curriculum: expected a share of the steps in [0, 1], got {self.curriculum}")
+        reserved = RESERVED & self.hyperparameters.keys()
+        if reserved:
+            raise ValueError(f"hyperparameters: expected none of {', '.join(sorted(RESERVED))}, got {sorted(reserved)}")
+
+    @property
+    def env_config(self) -> EnvConfig:
+        """The environment's arguments, those that the algorithm was published with as defaults."""
+        return EnvConfig.from_arguments({**ALGORITHMS[self.algorithm].env, **self.env})
 
 
 @dataclass(frozen=True)
@@ -57,8 +97,8 @@ class TrainResult:
 def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -> TrainResult:
     """Train an agent by Stable-Baselines3 and write a run directory.
 
-    The directory holds what `DynamicViT.load` needs, and besides `agent.safetensors` (actor and critic), the
-    learning curve, and TensorBoard events under `tensorboard/`.
+    The directory holds what `DynamicViT.load` needs, and besides `agent.safetensors` (all that the algorithm learnt),
+    the learning curve, and TensorBoard events under `tensorboard/`.
 
     Args:
         config: what to train.
@@ -68,31 +108,65 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
     Raises:
         ValueError: for unknown names or arguments, before anything is written.
     """
-    path = Path(path)
-    env_config = EnvConfig.from_arguments(config.env)
-    if config.total_timesteps < 1:
-        raise ValueError(f"total_timesteps: expected at least 1, got {config.total_timesteps}")
-    reserved = RESERVED & config.hyperparameters.keys()
-    if reserved:
-        raise ValueError(f"hyperparameters: expected none of {', '.join(sorted(RESERVED))}, got {sorted(reserved)}")
-    num_envs = ALGORITHMS[config.algorithm].num_envs if config.num_envs is None else config.num_envs
-    venv = make_sb3_env(num_envs=num_envs, seed=config.seed, **config.env)
+    path, algorithm, env_config = Path(path), ALGORITHMS[config.algorithm], config.env_config
+    core = _make_core(config, env_config)
+    venv: VecEnv = SkipVecEnv(core, seed=config.seed)
+    if config.upfront:
+        venv = PlanVecEnv(venv)
     agent = make_agent(
         config.algorithm, venv, seed=config.seed, tensorboard_log=str(path / "tensorboard"), **config.hyperparameters
     )
-    statistics = SkipStatistics()
+
+    def extract() -> Policy:
+        return algorithm.extract(agent.policy, core.layout)
+
+    statistics, joint, callbacks = _callbacks(config, core, extract, progress_bar)
     start = time.perf_counter()
-    agent.learn(config.total_timesteps, callback=statistics, log_interval=1, progress_bar=progress_bar)
+    agent.learn(config.total_timesteps, callback=CallbackList(callbacks), log_interval=1, progress_bar=progress_bar)
     seconds = time.perf_counter() - start
-    assert isinstance(agent.policy, ActorCriticPolicy)
-    net = DynamicViT(
-        venv.core.backbone, extract_policy(agent.policy, venv.core.layout), action_unit=env_config.action_unit
-    )
+    net = DynamicViT(core.backbone, extract(), action_unit=env_config.action_unit).eval()
     record = {
-        "train": {**asdict(config), "num_envs": num_envs, "env": asdict(env_config)},
+        "train": {**asdict(config), "num_envs": core.num_envs, "env": asdict(env_config)},
         "seconds": seconds,
         "curve": statistics.curve,
+        "cost_weight": core.cost_weight,
+        "joint": joint.curve if joint else None,
+        "calibrated_macs_fraction": _calibrate(net, env_config, config.budget),
     }
+    _save(path, net, agent, env_config, record)
+    return TrainResult(path, net, statistics.curve, seconds)
+
+
+def _make_core(config: TrainConfig, env_config: EnvConfig) -> SkipCore:
+    num_envs = ALGORITHMS[config.algorithm].num_envs if config.num_envs is None else config.num_envs
+    backbone = env_config.load_backbone()
+    if config.joint:
+        backbone = deepcopy(backbone)  # the loaded one is shared by all environments of this process
+    return SkipCore(backbone, env_config.load_dataset(), env_config, num_envs)
+
+
+def _callbacks(
+    config: TrainConfig, core: SkipCore, extract: Callable[[], Policy], progress_bar: bool
+) -> tuple[SkipStatistics, JointTraining | None, list[BaseCallback]]:
+    statistics, joint = SkipStatistics(), None
+    callbacks: list[BaseCallback] = [statistics]
+    if config.budget is not None:
+        callbacks.append(BudgetController(core, config.budget, statistics))
+    if config.curriculum:
+        callbacks.append(Curriculum(core, config.curriculum))
+    if config.joint:
+        joint = JointTraining(core, extract, config.joint, seed=config.seed, progress_bar=progress_bar)
+        callbacks.append(joint)
+    return statistics, joint, callbacks
+
+
+def _calibrate(net: DynamicViT, env_config: EnvConfig, budget: float | None) -> float | None:
+    if budget is None:
+        return None
+    validation = load_dataset(env_config.dataset, "validation", env_config.data_root)
+    return calibrate(net, validation.images[:CALIBRATION_IMAGES], budget)
+
+
+def _save(path: Path, net: DynamicViT, agent: BaseAlgorithm, env_config: EnvConfig, record: dict[str, Any]) -> None:
     save_weights(path / "agent.safetensors", agent.policy)
     net.save(path, backbone_name=env_config.backbone, record=record)
-    return TrainResult(path, net.eval(), statistics.curve, seconds)

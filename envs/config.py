@@ -36,6 +36,7 @@ class EnvArguments(TypedDict, total=False):
     cost_weight: float
     action_unit: ActionUnit
     order: Order
+    prefix_cache: float
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class EnvConfig:
         cost_weight: what running every block costs, in units of the task reward; at least 0.
         action_unit: "block" (L decisions) or "half" (2L: attention and MLP apart).
         order: "random" images, or "sequential" through the split.
+        prefix_cache: memory for states visited before [10^6 bytes], on the backbone's device; 0 is none. A step into
+            such a state computes nothing. For a frozen backbone, and for images that come again and again.
 
     Raises:
         ValueError: for a value outside these.
@@ -70,6 +73,7 @@ class EnvConfig:
     cost_weight: float = 0.1
     action_unit: ActionUnit = "block"
     order: Order = "random"
+    prefix_cache: float = 0.0
 
     def __post_init__(self) -> None:
         choices = {
@@ -83,10 +87,12 @@ class EnvConfig:
         for argument, valid in choices.items():
             if getattr(self, argument) not in valid:
                 raise unknown_name(argument, getattr(self, argument), valid)
-        if isinstance(self.cost_weight, bool) or not isinstance(self.cost_weight, int | float):
-            raise ValueError(f"cost_weight: expected a number of at least 0, got {self.cost_weight!r}")
-        if not math.isfinite(self.cost_weight) or self.cost_weight < 0:
-            raise ValueError(f"cost_weight: expected a finite number of at least 0, got {self.cost_weight}")
+        for argument in ("cost_weight", "prefix_cache"):
+            value = getattr(self, argument)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{argument}: expected a number of at least 0, got {value!r}")
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"{argument}: expected a finite number of at least 0, got {value}")
         for argument in ("dataset", "backbone", "device"):
             if not isinstance(getattr(self, argument), str):
                 raise ValueError(f"{argument}: expected a name (a string), got {getattr(self, argument)!r}")
@@ -105,6 +111,11 @@ class EnvConfig:
     def arguments(self) -> EnvArguments:
         """The same as keyword arguments of the environment."""
         return EnvArguments(**asdict(self))
+
+    def changed(self) -> EnvArguments:
+        """Those of the arguments that differ from their defaults."""
+        defaults = asdict(EnvConfig())
+        return EnvArguments(**{name: value for name, value in asdict(self).items() if value != defaults[name]})
 
     def load_dataset(self) -> Dataset:
         """The split, shared by all environments of this process."""

@@ -1,6 +1,7 @@
 """The decision process, once: a batch of images moves through the depth, and only rows that said RUN are computed."""
 
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..backbone import Backbone, Dataset, run_rows
+from ..backbone import Backbone, Dataset
 from ..backbone.protocol import num_units, unit_runner
 from .config import EnvConfig
 from .observation import ObservationLayout
+from .prefix_cache import PrefixCache
 from .reward import COSTS, TASK_REWARDS, Outcome
 
 
@@ -39,10 +41,15 @@ class SkipCore:
     Attributes:
         layout: what stands where in an observation.
         num_units: decisions per episode, U.
+        cost_share: of each unit in the cost of all, float64 [U], summing to 1.
+        cost_weight: what running every unit costs, as configured; who steers to a budget changes it.
+        forced_units: leading units that run whatever the action says; 0, but for a curriculum.
         keep_mask: bool [B, U], units run so far.
         unit_index: int64 [B], next unit to decide; U at the end.
         image_index: int64 [B], the images; -1 where no episode ever began.
-        logits: float32 [B, K] on the device, what the head says now.
+        logits: [B, K] on the device, what the head says now.
+        prefix_cache: states visited before; None where the config gives it no memory. Tokens of a row are then those
+            of the last state that was computed for it.
 
     Raises:
         ValueError: if data set and backbone do not fit one another.
@@ -61,8 +68,9 @@ class SkipCore:
             raise ValueError(f"cost_weight: expected more than 0 for reward {config.reward!r}, got 0")
         self._macs = np.array(backbone.macs.units(config.action_unit), np.int64)
         self._fixed_macs = backbone.macs.stem + backbone.macs.head
-        self._cost_share = COSTS[config.cost](backbone, config.action_unit)
-        self._price = 0.0 if self._task.includes_cost else config.cost_weight
+        self.cost_share = COSTS[config.cost](backbone, config.action_unit)
+        self.cost_weight = float(config.cost_weight)
+        self.forced_units = 0
         self.device = next(backbone.parameters()).device
         self.dataset = dataset
         self._images, self._labels = dataset.images.to(self.device), dataset.labels.to(self.device)
@@ -73,8 +81,14 @@ class SkipCore:
         self.keep_mask = np.zeros((num_envs, self.num_units), bool)
         self.unit_index = np.full(num_envs, self.num_units)
         self.image_index = np.full(num_envs, -1)
-        self.tokens = torch.zeros(num_envs, backbone.num_tokens, backbone.embed_dim, device=self.device)
-        self.logits = torch.zeros(num_envs, backbone.num_classes, device=self.device)
+        dtype = next(backbone.parameters()).dtype
+        self.tokens = torch.zeros(num_envs, backbone.num_tokens, backbone.embed_dim, dtype=dtype, device=self.device)
+        self.logits = torch.zeros(num_envs, backbone.num_classes, dtype=dtype, device=self.device)
+        self._progress = slice(self.layout.depth.start, self.layout.depth.stop + 1)
+        self._no_progress = torch.zeros(1, self.num_units + 1, device=self.device)
+        progress = self._no_progress.expand(num_envs, -1)
+        self._view = self.layout.observe(self.logits, progress, self.tokens)  # observations, but for the progress
+        self.prefix_cache = self._make_prefix_cache() if config.prefix_cache else None
 
     @property
     def ended(self) -> NDArray[np.bool_]:
@@ -95,14 +109,7 @@ class SkipCore:
         if image_index.size and not (image_index.min() >= 0 and image_index.max() < len(self.dataset)):
             raise ValueError(f"image index: expected 0..{len(self.dataset) - 1}, got {image_index.tolist()}")
         self.keep_mask[rows], self.unit_index[rows], self.image_index[rows] = False, 0, image_index
-        tokens = self.backbone.embed(self._images[self._to_device(image_index)])
-        if len(rows) == self.num_envs:
-            self.tokens = tokens if (rows[:-1] < rows[1:]).all() else tokens[self._to_device(np.argsort(rows))]
-            self.logits = self.backbone.classify(self.tokens)
-        else:
-            device_rows = self._to_device(rows)
-            self.tokens.index_copy_(0, device_rows, tokens)
-            self.logits.index_copy_(0, device_rows, self.backbone.classify(tokens))
+        self._reach(rows, None)
 
     @torch.no_grad()
     def step(self, actions: NDArray[np.integer], active: NDArray[np.bool_] | None = None) -> Tensor:
@@ -119,15 +126,17 @@ class SkipCore:
             ValueError: if an action is neither SKIP nor RUN, or the shape is wrong.
         """
         active = np.ones(self.num_envs, bool) if active is None else active
-        run = self._checked(actions, active)
+        run = self._checked(actions, active) | (self.unit_index < self.forced_units)
         assert not (active & self.ended).any()
         for unit in np.unique(self.unit_index[active & run]):
-            self._run(int(unit), np.flatnonzero(active & run & (self.unit_index == unit)))
+            running = np.flatnonzero(active & run & (self.unit_index == unit))
+            self._reach(running, int(unit))
         rows = np.flatnonzero(active)
         units = self.unit_index[rows]
         self.keep_mask[rows, units] = run[rows]
         cost = np.zeros(self.num_envs, np.float32)
-        cost[rows] = self._price * self._cost_share[units] * run[rows]
+        if not self._task.includes_cost:
+            cost[rows] = self.cost_weight * self.cost_share[units] * run[rows]
         self.unit_index[rows] += 1
         reward = self._to_device(-cost)
         finished = active & self.ended
@@ -137,7 +146,15 @@ class SkipCore:
         """Observations of all rows, float32 [B, O] on the device."""
         spent = (self.keep_mask @ self._macs / self._macs.sum()).astype(np.float32)
         progress = np.concatenate([self._one_hot[self.unit_index], spent[:, None]], 1)
-        return self.layout.observe(self.logits, self._to_device(progress), self.tokens)
+        observation = self._view.clone()
+        observation[:, self._progress] = self._to_device(progress)
+        return observation
+
+    def weights_changed(self) -> None:
+        """Forget what was computed with other weights of the backbone; call it after training them, then reset."""
+        self._full_logits = None
+        if self.prefix_cache is not None:
+            self.prefix_cache.clear()
 
     def info(self) -> dict[str, NDArray[Any]]:
         """What is known of all rows without asking the device, by key; see `SkipEnv` for their meaning."""
@@ -162,17 +179,45 @@ class SkipCore:
             raise ValueError(f"actions: expected 0 (SKIP) or 1 (RUN), got {actions[row]} in row {row}")
         return actions == Action.RUN
 
-    def _run(self, unit: int, rows: NDArray[np.int64]) -> None:
+    def _reach(self, rows: NDArray[np.int64], unit: int | None) -> None:
+        """Bring rows to the state after a unit, or after embedding: computed, or known from an earlier visit."""
+        compute = partial(self._compute, unit)
+        if self.prefix_cache is not None:
+            keys = self.prefix_cache.keys(self.image_index[rows], self.keep_mask[rows])
+            keys += 0 if unit is None else 1 << unit
+            self.prefix_cache.reach(rows, keys, compute, self.tokens, (self.logits, self._view))
+            return
+        states = compute(rows)
+        if len(rows) == self.num_envs and (rows[:-1] < rows[1:]).all():
+            self.tokens, self.logits, self._view = states
+            return
         device_rows = self._to_device(rows)
+        for target, state in zip((self.tokens, self.logits, self._view), states, strict=True):
+            target.index_copy_(0, device_rows, state)
 
-        def run_and_classify(active: Tensor) -> Tensor:
-            active = self._run_unit(unit, active)
-            logits = self.backbone.classify(active)
-            everyone = len(rows) == self.num_envs
-            self.logits = logits if everyone else self.logits.index_copy_(0, device_rows, logits)
-            return active
+    def _compute(self, unit: int | None, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, logits and view of rows after a unit, or after embedding."""
+        if unit is None:
+            tokens = self.backbone.embed(self._images[self._to_device(self.image_index[rows])])
+        else:
+            tokens = self._run_unit(unit, self._current_tokens(rows))
+        logits = self.backbone.classify(tokens)
+        return tokens, logits, self.layout.observe(logits, self._no_progress.expand(len(rows), -1), tokens)
 
-        self.tokens = run_rows(run_and_classify, self.tokens, device_rows)
+    def _current_tokens(self, rows: NDArray[np.int64]) -> Tensor:
+        if self.prefix_cache is not None:
+            return self.prefix_cache.current_tokens(rows, self.image_index[rows], self.keep_mask[rows], self.tokens)
+        return self.tokens if len(rows) == self.num_envs else self.tokens.index_select(0, self._to_device(rows))
+
+    def _make_prefix_cache(self) -> PrefixCache:
+        return PrefixCache(
+            self.config.prefix_cache,
+            self.backbone,
+            self._images,
+            action_unit=self.config.action_unit,
+            num_units=self.num_units,
+            num_envs=self.num_envs,
+        )
 
     def _task_reward(self, finished: NDArray[np.bool_]) -> Tensor:
         image_index = self._to_device(self.image_index)
@@ -181,8 +226,8 @@ class SkipCore:
             logits=self.logits.float(),
             labels=self._labels[image_index],
             full_logits=None if full_logits is None else full_logits[image_index],
-            kept_fraction=self._to_device(self.keep_mask.mean(1, dtype=np.float32)),
-            cost_weight=self.config.cost_weight,
+            keep_mask=self._to_device(self.keep_mask),
+            cost_weight=self.cost_weight,
         )
         return torch.where(self._to_device(finished), self._task.compute(outcome), 0.0)
 

@@ -64,11 +64,14 @@ class Episodes:
 
     Attributes:
         generators: NumPy generator of each stream.
+        rows_per_image: neighbouring rows that get the same image when all rows begin together, that of the first of
+            them; 1 unless an algorithm wants several rollouts of each image.
     """
 
     def __init__(self, core: SkipCore, autoreset_mode: AutoresetMode) -> None:
         self.core, self.autoreset_mode = core, autoreset_mode
         self.generators: list[np.random.Generator] = []
+        self.rows_per_image = 1
         self._next = np.arange(core.num_envs)  # next image of each stream where the order is sequential
 
     def seed(self, seed: int | Sequence[int | None] | None, rows: NDArray[np.int64]) -> None:
@@ -86,7 +89,10 @@ class Episodes:
 
     def reset(self, rows: NDArray[np.int64], image_index: NDArray[np.int64] | None = None) -> None:
         """Begin episodes on some rows, with the images [R] given or the next ones of their streams."""
-        self.core.reset(rows, self._draw(rows) if image_index is None else image_index)
+        image_index = self._draw(rows) if image_index is None else image_index
+        if self.rows_per_image > 1 and len(rows) == self.core.num_envs:
+            image_index = image_index[:: self.rows_per_image].repeat(self.rows_per_image)
+        self.core.reset(rows, image_index)
 
     def step(self, actions: NDArray[np.integer]) -> Transition:
         """Step all rows, integers [B]; see `autoreset_mode` for rows at their end.

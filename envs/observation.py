@@ -55,6 +55,12 @@ class ObservationLayout:
         return slice(start, start + self.num_units)
 
     @property
+    def cls_token(self) -> slice:
+        """The layer-normed class token, with "tokens" only."""
+        start = self.depth.stop + 1
+        return slice(start, start + self.embed_dim)
+
+    @property
     def size(self) -> int:
         """Length O of the observation."""
         return self.depth.stop + 1 + (2 * self.embed_dim if self.kind == "tokens" else 0)

@@ -4,7 +4,7 @@ With share_u the cost share of unit u (the shares sum to 1), the return of an ep
 
     task(logits, label, ...) - cost_weight * sum_u a_u share_u
 
-`blockdrop` is the exception: its formula holds the compute already, so its blocks cost nothing on the way.
+`blockdrop` and `dynavit` are the exceptions: their formulas hold the compute, so their blocks cost nothing on the way.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,14 +27,14 @@ class Outcome:
         logits: of the path taken, float32 [B, K].
         labels: int64 [B].
         full_logits: of the full net on the same images, float32 [B, K]; None unless the reward asks for it.
-        kept_fraction: units run over units, float32 [B].
+        keep_mask: units that ran, bool [B, U].
         cost_weight: as in the environment.
     """
 
     logits: Float[Tensor, "B K"]
     labels: Int64[Tensor, " B"]
     full_logits: Float[Tensor, "B K"] | None
-    kept_fraction: Float[Tensor, " B"]
+    keep_mask: Bool[Tensor, "B U"]
     cost_weight: float
 
 
@@ -85,7 +85,18 @@ def blockdrop(outcome: Outcome) -> Float[Tensor, " B"]:
     The penalty is 1 / cost_weight, so that a larger `cost_weight` means fewer blocks here too.
     """
     penalty = 1 / outcome.cost_weight
-    return torch.where(correct(outcome) > 0, 1 - outcome.kept_fraction**2, -penalty)
+    return torch.where(correct(outcome) > 0, 1 - outcome.keep_mask.float().mean(1) ** 2, -penalty)
+
+
+def dynavit(outcome: Outcome) -> Float[Tensor, " B"]:
+    """1[correct] - cost_weight * sum_u a_u w_u (Mersha and Assefa, 2022, as their code has it, with cost_weight 3).
+
+    w is the softmax of a geometric schedule from 0.1 to 0.9 over U + 1 depths, of which the first U are used: late
+    units are dearer.
+    """
+    units = outcome.keep_mask.shape[1]
+    schedule = 0.1 * 9 ** (torch.arange(units + 1, device=outcome.logits.device) / units)
+    return correct(outcome) - outcome.cost_weight * outcome.keep_mask.float() @ schedule.softmax(0)[:units]
 
 
 TASK_REWARDS: dict[str, TaskReward] = {
@@ -94,6 +105,7 @@ TASK_REWARDS: dict[str, TaskReward] = {
     "logprob": TaskReward(logprob),
     "kl": TaskReward(kl, needs_full_logits=True),
     "blockdrop": TaskReward(blockdrop, includes_cost=True),
+    "dynavit": TaskReward(dynavit, includes_cost=True),
 }
 
 

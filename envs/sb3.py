@@ -41,6 +41,22 @@ class SkipVecEnv(VecEnv):
         self._start = time.perf_counter()
         self.seed(seed)
 
+    @property
+    def episode_length(self) -> int:
+        """Steps of an episode, one per unit."""
+        return self.core.num_units
+
+    @property
+    def rows_per_image(self) -> int:
+        """Neighbouring rows that get the same image, a divisor of `num_envs`; 1 by default."""
+        return self._episodes.rows_per_image
+
+    @rows_per_image.setter
+    def rows_per_image(self, rows: int) -> None:
+        if rows < 1 or self.num_envs % rows:
+            raise ValueError(f"rows_per_image: expected a divisor of the {self.num_envs} environments, got {rows}")
+        self._episodes.rows_per_image = rows
+
     def reset(self) -> VecEnvObs:
         """Begin episodes on all rows, with the seeds of `seed` where it was called since the last reset."""
         rows = np.arange(self.num_envs)

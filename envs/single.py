@@ -51,7 +51,7 @@ class SkipEnv(gym.Env[NDArray[Any], np.int64], EzPickle):
 
     ## Arguments
     JSON values: `dataset, data_root, split, backbone, device, observation, reward, cost, cost_weight, action_unit,
-    order` as in `EnvConfig`, and `render_mode` ("rgb_array" or "ansi").
+    order, prefix_cache` as in `EnvConfig`, and `render_mode` ("rgb_array" or "ansi").
 
     ## Version History
     * v0: first version.

@@ -14,8 +14,10 @@ from vitskip.backbone.protocol import ActionUnit
 from vitskip.envs import ObservationLayout, SkipCore
 from vitskip.envs.observation import ObservationKind
 
-RULES = ("mlp", "early-exit", "mask")
+RULES = ("mlp", "lstm", "early-exit", "mask")
 SEED = 3  # of weights with which the tiny images take several routes, whatever is observed and decided upon
+
+SHIFT = {"lstm": 79}  # of the seed, for the same reason
 
 
 def make_policy(rule: str, layout: ObservationLayout, seed: int = SEED) -> Policy:
@@ -25,12 +27,15 @@ def make_policy(rule: str, layout: ObservationLayout, seed: int = SEED) -> Polic
     """
     arguments: dict[str, dict[str, Any]] = {
         "mlp": {"widths": [8, 8]},
+        "lstm": {"hidden_size": 6},
+        "per-unit": {"samples": False},
+        "plan": {"widths": [8]},
         "early-exit": {"threshold": 0.6},
         "mask": {"keep": [unit % 3 != 1 for unit in range(layout.num_units)]},
         "random": {"rate": 0.5},
     }
     policy = Policy(rule, layout, seed=seed, **arguments[rule])
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed + SHIFT.get(rule, 0))
     for parameter in policy.parameters():
         parameter.data = torch.from_numpy(rng.normal(0, 1.5, parameter.shape).astype(np.float32))
     return policy
@@ -55,8 +60,11 @@ def roll_out(policy: Policy, image_index: Sequence[int], **arguments: Any) -> Sk
     """The environment's core after one episode on each of these test images, decided by `predict`."""
     core = tiny_core(len(image_index), split="test", observation=policy.layout.kind, **arguments)
     core.reset(np.arange(len(image_index)), np.array(image_index, np.int64))
+    state, starts = None, np.ones(len(image_index), bool)
     while not core.ended.all():
-        core.step(policy.predict(core.observe().numpy())[0])
+        actions, state = policy.predict(core.observe().numpy(), state, starts)
+        core.step(actions)
+        starts[:] = False
     return core
 
 

@@ -1,8 +1,11 @@
 """Stable-Baselines3 agents by name: defaults, errors, and the policy taken out of them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from sb3_contrib import QRDQN, TRPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -10,10 +13,12 @@ from torch import Tensor
 from toys import DEPTH, TINY
 
 from vitskip.agents import make_agent
-from vitskip.agents.algorithms import ALGORITHMS, extract_policy
+from vitskip.agents.algorithms import ALGORITHMS
+from vitskip.agents.extraction import extract_actor
 from vitskip.envs import SkipVecEnv, make_sb3_env
 
 NAMES = pytest.mark.parametrize("name", ["a2c", "ppo"])
+EVERY_NAME = pytest.mark.parametrize("name", sorted(ALGORITHMS))
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +26,7 @@ def venv() -> SkipVecEnv:
     return make_sb3_env(num_envs=8, seed=0, **TINY)
 
 
-def agent_for(name: str, venv: SkipVecEnv, **hyperparameters) -> OnPolicyAlgorithm:
+def agent_for(name: str, venv: SkipVecEnv, **hyperparameters) -> Any:
     if name == "ppo":
         hyperparameters = {"batch_size": 2 * DEPTH, **hyperparameters}  # SB3 warns unless it divides the rollout
     return make_agent(name, venv, **hyperparameters)
@@ -49,21 +54,23 @@ def log_probabilities(agent: OnPolicyAlgorithm, observations: Tensor) -> Tensor:
 
 
 def test_the_names() -> None:
-    assert sorted(ALGORITHMS) == ["a2c", "ppo"]
-    assert (ALGORITHMS["a2c"].make, ALGORITHMS["ppo"].make) == (A2C, PPO)
+    theirs = {"a2c": A2C, "ppo": PPO, "dqn": DQN, "trpo": TRPO, "qrdqn": QRDQN}
+    assert {name: ALGORITHMS[name].make for name in theirs} == theirs
+    others = {"maskable-ppo", "recurrent-ppo", "reinforce", "self-critical", "gumbel", "router"}
+    assert set(ALGORITHMS) == {*theirs, *others, "dynavit", "dynavit-repaired"}
 
 
 def test_an_unknown_name_suggests_the_nearest(venv: SkipVecEnv) -> None:
-    with pytest.raises(ValueError, match="unknown algorithm 'pppo': expected one of a2c, ppo; did you mean 'ppo'"):
+    with pytest.raises(ValueError, match=r"unknown algorithm 'pppo': expected one of a2c, .*; did you mean 'ppo'"):
         make_agent("pppo", venv)
 
 
 @NAMES
 def test_the_defaults_fit_the_episodes(venv: SkipVecEnv, name: str) -> None:
-    agent = agent_for(name, venv)
-    assert isinstance(agent, ALGORITHMS[name].make)
+    agent: Any = agent_for(name, venv)
+    assert type(agent) is ALGORITHMS[name].make
     assert agent.gamma == 1
-    assert agent.n_steps == ALGORITHMS[name].episodes_per_update * DEPTH
+    assert agent.n_steps == (ALGORITHMS[name].episodes_per_update or 0) * DEPTH
     assert agent.lr_schedule(1.0) == pytest.approx(2e-3)
     assert agent.lr_schedule(0.25) == pytest.approx(5e-4)  # falls to zero
 
@@ -109,14 +116,55 @@ def test_the_untrained_agent_runs_nearly_everything(venv: SkipVecEnv, name: str)
     probabilities = log_probabilities(agent, observation)[:, 1].exp()
     expected = 1 / (1 + np.exp(-2))
     assert probabilities.tolist() == pytest.approx([expected] * 8, abs=0.02)
-    assert extract_policy(agent.policy, venv.core.layout).predict(observation.numpy())[0].all()
+    assert extract_actor(agent.policy, venv.core.layout).predict(observation.numpy())[0].all()
+
+
+def venv_for(name: str, num_envs: int = 8) -> SkipVecEnv:
+    """With the arguments that the algorithm was published with."""
+    return make_sb3_env(num_envs=num_envs, seed=0, **TINY, **ALGORITHMS[name].env)
+
+
+def small(name: str) -> dict[str, Any]:
+    """Hyperparameters for a few steps."""
+    if name in ("dqn", "qrdqn"):
+        return {"learning_starts": 8, "buffer_size": 500, "batch_size": 8}
+    return {"batch_size": 8, "n_epochs": 1} if "ppo" in name else {"batch_size": 8} if name == "trpo" else {}
+
+
+@EVERY_NAME
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+def test_every_algorithm_learns_and_its_policy_decides_as_the_agent(name: str) -> None:
+    """Along whole episodes, so that a memory is carried; what draws its decisions is asked for the likelier one."""
+    venv = venv_for(name)
+    agent = make_agent(name, venv, **small(name))
+    before = [parameter.clone() for parameter in agent.policy.parameters()]
+    agent.learn(4 * 8 * DEPTH)
+    assert any(not torch.equal(*pair) for pair in zip(before, agent.policy.parameters(), strict=True))
+    shake(agent.policy)
+    policy = ALGORITHMS[name].extract(agent.policy, venv.core.layout)
+    policy.rule.samples = False
+    observation, state, ours, starts = venv.reset(), None, None, np.ones(8, bool)
+    seen = []
+    for _ in range(3 * DEPTH):
+        actions, state = agent.predict(observation, state, starts, deterministic=True)
+        decided, ours = policy.predict(observation, ours, starts)
+        assert np.array_equal(decided, actions)
+        observation, _, starts, _ = venv.step(actions)
+        seen.append(actions)
+    assert 0.05 < np.mean(seen) < 0.95
+
+
+@EVERY_NAME
+def test_an_unknown_hyperparameter_suggests_the_nearest_one(name: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown hyperparameter 'learning_rat'.*did you mean 'learning_rate'"):
+        make_agent(name, venv_for(name), learning_rat=0.1)
 
 
 @NAMES
 def test_the_extracted_policy_decides_as_the_agent(venv: SkipVecEnv, name: str) -> None:
     agent = agent_for(name, venv)
     shake(agent.policy)
-    policy = extract_policy(agent.policy, venv.core.layout)
+    policy = extract_actor(agent.policy, venv.core.layout)
     observations = random_observations(venv)
     logits = log_probabilities(agent, observations)
     with torch.no_grad():
@@ -132,7 +180,7 @@ def test_the_extracted_policy_decides_as_the_agent(venv: SkipVecEnv, name: str) 
 
 def test_the_extracted_weights_are_a_copy(venv: SkipVecEnv) -> None:
     agent = agent_for("a2c", venv)
-    policy, observations = extract_policy(agent.policy, venv.core.layout), random_observations(venv)
+    policy, observations = extract_actor(agent.policy, venv.core.layout), random_observations(venv)
     with torch.no_grad():
         before = policy.rule(observations)
         shake(agent.policy)

@@ -22,7 +22,7 @@ NO_MASKS = ["--static-mask-images", "0"]
 WRONG: dict[str, tuple[list[str], str]] = {
     "algorithm": (
         ["train", "RUN2", "--algorithm", "pppo", *TINY],
-        "unknown algorithm 'pppo': expected one of a2c, ppo",
+        "unknown algorithm 'pppo': expected one of a2c, dqn",
     ),
     "suggestion": (["train", "RUN2", "--algorithm", "pppo", *TINY], "did you mean 'ppo'"),
     "backbone": (["train", "RUN2", "--backbone", "tiny-vit5"], "unknown backbone 'tiny-vit5': expected one of"),

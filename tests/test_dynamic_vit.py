@@ -13,7 +13,7 @@ from nets import RULES, distinct, make_net, roll_out
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitskip.agents import DynamicViT, baselines
+from vitskip.agents import DynamicViT, Policy, baselines
 from vitskip.backbone import load_backbone, load_dataset, run_masked
 from vitskip.envs import ObservationLayout
 
@@ -335,3 +335,30 @@ def test_a_gpu_agrees_with_the_cpu(tmp_path: Path, images: Tensor, rule: str, ac
         assert torch.equal(macs_of(on_gpu).cpu(), macs_of(reference))
         rows = np.zeros((3, net.policy.layout.size), np.float32)
         assert on_gpu.policy.predict(rows)[0].tolist() == reference.policy.predict(rows)[0].tolist()
+
+
+@UNITS
+@pytest.mark.parametrize("paths", [None, 3])
+def test_a_planned_net_runs_block_0_looks_once_and_follows_its_plan(
+    images: Tensor, action_unit: str, paths: int | None
+) -> None:
+    """Both modes agree, with a masked batch too; the policy and one more use of the head are counted."""
+    backbone = load_backbone("tiny-vit4")
+    layout = ObservationLayout.of(backbone, "belief", action_unit)
+    rng = np.random.default_rng(44)
+    codebook = None if paths is None else (rng.random((paths, layout.num_units)) < 0.5).tolist()
+    policy = Policy("plan", layout, widths=[8], paths=codebook)
+    for parameter in policy.parameters():
+        parameter.data = torch.from_numpy(rng.normal(0, 1.5, parameter.shape).astype(np.float32))
+    gather = DynamicViT(backbone, policy, action_unit=action_unit).eval()
+    dense = DynamicViT(backbone, policy, action_unit=action_unit, mode="dense").eval()
+    logits, keep_mask = gather(images), keep_mask_of(gather)
+    close(logits, dense(images))
+    assert torch.equal(keep_mask, keep_mask_of(dense)) and torch.equal(macs_of(gather), macs_of(dense))
+    close(logits, run_masked(backbone, images, keep_mask, action_unit))
+    first = 1 if action_unit == "block" else 2
+    assert keep_mask[:, :first].all()
+    assert distinct(keep_mask) > 1
+    units = torch.tensor(backbone.macs.units(action_unit))
+    expected = backbone.macs.stem + (keep_mask * units).sum(1) + 2 * backbone.macs.head + policy.macs
+    assert torch.equal(macs_of(gather), expected)

@@ -103,14 +103,38 @@ def returns(policy: Policy, dataset: str) -> tuple[float, np.ndarray]:
     return measurement.accuracy - COST_WEIGHT * measurement.units_run / 4, measurement.keep_mask
 
 
-def learn(algorithm: str, dataset: str, path: Path) -> Policy:
-    settings = {
-        "ppo": (64, 14_000, {"batch_size": 256, "learning_rate": 3e-3, "n_epochs": 4, "ent_coef": 0.01}),
-        "a2c": (64, 25_000, {"learning_rate": 0.01, "ent_coef": 0.01}),
-    }
-    num_envs, total_timesteps, hyperparameters = settings[algorithm]
-    env = {**ENV, "dataset": dataset}
-    config = TrainConfig(algorithm, total_timesteps, 0, num_envs, hyperparameters, env)
+PPO = (64, 14_000, {"batch_size": 256, "learning_rate": 3e-3, "n_epochs": 4, "ent_coef": 0.01})
+OFF_POLICY = {
+    "n_steps": 4,
+    "learning_starts": 2000,
+    "batch_size": 512,
+    "train_freq": 1,
+    "gradient_steps": 4,
+    "learning_rate": 3e-3,
+    "target_update_interval": 1000,
+    "exploration_fraction": 0.9,
+    "exploration_final_eps": 0.1,
+}
+SETTINGS: dict[str, tuple[int, int, dict[str, Any]]] = {  # environments, steps, hyperparameters
+    "ppo": PPO,
+    "a2c": (64, 25_000, {"learning_rate": 0.01, "ent_coef": 0.01}),
+    "trpo": (64, 14_000, {"batch_size": 256, "learning_rate": 0.01, "target_kl": 0.05}),
+    "maskable-ppo": PPO,
+    "recurrent-ppo": (64, 40_000, {"batch_size": 128, "learning_rate": 0.005, "n_epochs": 8, "ent_coef": 0.02}),
+    "dqn": (64, 25_000, OFF_POLICY),
+    "qrdqn": (64, 25_000, OFF_POLICY),
+    "reinforce": (64, 25_000, {"learning_rate": 0.02, "ent_coef": 0.05, "probability_floor": 0.05}),
+    "self-critical": (64, 25_000, {"learning_rate": 0.02, "ent_coef": 0.01}),
+    "gumbel": (64, 20_000, {"learning_rate": 0.02}),
+}
+SLOW = ("recurrent-ppo", "dqn", "qrdqn")
+EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SETTINGS]
+
+
+def learn(algorithm: str, dataset: str, path: Path, **options: Any) -> Policy:
+    num_envs, total_timesteps, hyperparameters = SETTINGS[algorithm]
+    env = {**ENV, "dataset": dataset, **options.pop("env", {})}
+    config = TrainConfig(algorithm, total_timesteps, 0, num_envs, hyperparameters, env, **options)
     return train(config, path, progress_bar=False).net.policy
 
 
@@ -146,17 +170,28 @@ def test_policies_that_do_not_learn_stay_below() -> None:
         assert returns(baselines.random_skip(LAYOUT, rate), "toy-hard")[0] < 0.6
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "a2c"])
+@pytest.mark.parametrize("algorithm", EVERY)
 def test_agents_find_the_blocks_that_matter(algorithm: str, tmp_path: Path) -> None:
     value, keep_mask = returns(learn(algorithm, "toy-hard", tmp_path), "toy-hard")
     assert (keep_mask == BEST).all(1).mean() > 0.95
     assert value > 0.77
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "a2c"])
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "reinforce", "gumbel"])
 def test_agents_skip_more_on_easy_images(algorithm: str, tmp_path: Path) -> None:
     """They must look at the belief: the best static mask reaches 0.8."""
     value, keep_mask = returns(learn(algorithm, "toy-half-easy", tmp_path), "toy-half-easy")
     assert value > 0.87
     assert (keep_mask[1::2] == BEST).all(1).mean() > 0.95
     assert not keep_mask[::2].any(1).mean() > 0.05
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "reinforce"])
+def test_planners_decide_by_one_look(algorithm: str, tmp_path: Path) -> None:
+    """Block 0 runs in any case, which is worth 0.1 less."""
+    policy = learn(algorithm, "toy-half-easy", tmp_path, upfront=True)
+    assert policy.upfront
+    value, keep_mask = returns(policy, "toy-half-easy")
+    assert keep_mask[:, 0].all()
+    assert value > 0.77
+    assert (keep_mask[1::2, 1:] == BEST[1:]).all(1).mean() > 0.95

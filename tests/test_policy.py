@@ -1,6 +1,7 @@
 """Rules by hand, `predict` as Stable-Baselines3 has it, and the baselines in the environment."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_random_plans_follow_from_the_seed_and_differ_from_batch_to_batch() -> N
     assert not torch.equal(plan, plan_of(other, 50))
 
 
-@pytest.mark.parametrize("rule", ["mlp", "early-exit"])
+@pytest.mark.parametrize("rule", ["mlp", "lstm", "plan", "early-exit"])
 def test_rules_that_look_at_the_image_have_no_plan(rule: str) -> None:
     assert make_policy(rule, LAYOUT).plan(3) is None
 
@@ -141,10 +142,10 @@ def test_mlp_macs(widths: list[int], macs: int) -> None:
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_predict_has_the_shapes_of_stable_baselines3(rule: str, deterministic: bool) -> None:
     policy, rows = make_policy(rule, LAYOUT), observations(5)
-    state = object()
+    state = None if rule == "lstm" else object()
     batch, passed = policy.predict(rows, state, np.ones(5, bool), deterministic)
     one, _ = policy.predict(rows[0], deterministic=deterministic)
-    assert passed is state
+    assert passed is state or rule == "lstm"
     assert (batch.shape, one.shape) == ((5,), ())
     assert batch.dtype == one.dtype == np.int64
     assert set(batch.tolist()) <= {0, 1}
@@ -259,3 +260,61 @@ def test_first_k_has_bounds(k: int) -> None:
 def test_a_fixed_mask_has_one_value_per_unit() -> None:
     with pytest.raises(ValueError, match="keep: expected 4 truth values, one per unit, got 5"):
         baselines.fixed_mask(TINY, [True] * 5)
+
+
+def test_the_memory_is_carried_within_an_episode_only() -> None:
+    """A state carried on gives what the torch cell gives step by step; a new episode begins as the first one did."""
+    policy, rows = make_policy("lstm", LAYOUT), observations(30)
+    rule: Any = policy.rule
+    first, state = policy.predict(rows)
+    with torch.no_grad():
+        hidden = rule.cell(torch.from_numpy(rows), rule.cell(torch.from_numpy(rows)))[0]
+        expected = rule.output(hidden)[:, 0] > 0
+    second, _ = policy.predict(rows, state, np.zeros(30, bool))
+    assert second.tolist() == expected.long().tolist() != first.tolist()
+    assert policy.predict(rows, state, np.ones(30, bool))[0].tolist() == first.tolist()
+
+
+def test_a_plan_is_one_path_of_the_codebook() -> None:
+    codebook = [[True, False, False, True], [True, True, True, True], [True, False, True, False]]
+    policy = Policy("plan", LAYOUT, widths=[8], paths=codebook)
+    for parameter in policy.parameters():
+        torch.nn.init.normal_(parameter, std=2.0, generator=torch.Generator().manual_seed(1))
+    rows = observations(50)
+    actions, _ = policy.predict(rows)
+    scores = policy.rule(torch.from_numpy(rows)).argmax(1)
+    assert actions.tolist() == [[int(kept) for kept in codebook[score]] for score in scores]
+    assert len(set(scores.tolist())) == 3
+    assert policy.predict(rows[0])[0].shape == (UNITS,)
+
+
+def test_a_plan_without_a_codebook_decides_each_unit() -> None:
+    policy, rows = make_policy("plan", LAYOUT), observations(20)
+    with torch.no_grad():
+        expected = policy.rule(torch.from_numpy(rows)) > 0
+    assert policy.predict(rows)[0].tolist() == expected.long().tolist()
+    assert policy.upfront and not make_policy("mlp", LAYOUT).upfront
+
+
+@pytest.mark.parametrize("rule", ["mlp", "lstm"])
+def test_leaning_shifts_the_log_odds(rule: str) -> None:
+    policy, rows = make_policy(rule, LAYOUT), torch.from_numpy(observations(9))
+    with torch.no_grad():
+        before = policy.log_odds(rows)[0]
+        policy.lean(1.5)
+        policy.lean(-0.5)
+        torch.testing.assert_close(policy.log_odds(rows)[0], before + 1)
+
+
+def test_leaning_a_codebook_favours_longer_paths() -> None:
+    policy = Policy("plan", LAYOUT, widths=[8], paths=[[True, False, False, False], [True, True, True, True]])
+    rows = observations(40)
+    policy.lean(-20.0)
+    assert (policy.predict(rows)[0].sum(1) == 1).all()
+    policy.lean(40.0)
+    assert (policy.predict(rows)[0].sum(1) == 4).all()
+
+
+def test_only_learnt_rules_lean() -> None:
+    with pytest.raises(ValueError, match="policy: expected a learnt rule to lean, got 'early-exit'"):
+        make_policy("early-exit", LAYOUT).lean(1.0)

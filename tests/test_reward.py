@@ -9,18 +9,18 @@ from torch import Tensor
 from toys import DEPTH, tiny_core, tiny_vit4
 
 from vitskip.backbone import run_masked
-from vitskip.envs.reward import COSTS, TASK_REWARDS, Outcome, blockdrop, correct, kl, logprob, margin
+from vitskip.envs.reward import COSTS, TASK_REWARDS, Outcome, blockdrop, correct, dynavit, kl, logprob, margin
 
 EVERY_REWARD = pytest.mark.parametrize("reward", sorted(TASK_REWARDS))
 LOG = math.log
 # Probabilities (0.5, 0.3, 0.2), (0.5, 0.3, 0.2) and (0.1, 0.1, 0.8), up to a constant that softmax takes away.
 LOGITS = torch.tensor([[LOG(5.0), LOG(3.0), LOG(2.0)], [LOG(5.0), LOG(3.0), LOG(2.0)], [LOG(1.0), LOG(1.0), LOG(8.0)]])
 LABELS = torch.tensor([0, 1, 2])
+KEEP_MASK = torch.tensor([[False] * 4, [True, False, True, False], [True, True, True, False]])
 
 
 def outcome(logits: Tensor = LOGITS, full_logits: Tensor | None = None, cost_weight: float = 0.1) -> Outcome:
-    kept_fraction = torch.tensor([0.0, 0.5, 0.75])
-    return Outcome(logits, LABELS, full_logits, kept_fraction, cost_weight)
+    return Outcome(logits, LABELS, full_logits, KEEP_MASK, cost_weight)
 
 
 def test_correct_is_one_where_the_prediction_is_the_label() -> None:
@@ -58,16 +58,27 @@ def test_blockdrop_by_hand() -> None:
     torch.testing.assert_close(blockdrop(outcome(cost_weight=4.0)), torch.tensor([1.0, -0.25, 1 - 0.75**2]))
 
 
-def test_blockdrop_needs_a_cost_weight() -> None:
-    with pytest.raises(ValueError, match=r"cost_weight: expected more than 0 for reward 'blockdrop', got 0"):
-        tiny_core(1, reward="blockdrop", cost_weight=0)
+def test_dynavit_by_hand() -> None:
+    """With 4 units the schedule is 0.1 * 9^(i / 4); its softmax over five depths prices the first four."""
+    schedule = [0.1, 0.1 * 3**0.5, 0.3, 0.1 * 27**0.5, 0.9]
+    price = [math.exp(value) / sum(map(math.exp, schedule)) for value in schedule]
+    expected = [1.0, -3 * (price[0] + price[2]), 1 - 3 * (price[0] + price[1] + price[2])]
+    torch.testing.assert_close(dynavit(outcome(cost_weight=3.0)), torch.tensor(expected))
+    assert price[3] > price[2] > price[1] > price[0]
+
+
+@pytest.mark.parametrize("reward", ["blockdrop", "dynavit"])
+def test_rewards_that_price_compute_need_a_cost_weight(reward: str) -> None:
+    with pytest.raises(ValueError, match=rf"cost_weight: expected more than 0 for reward '{reward}', got 0"):
+        tiny_core(1, reward=reward, cost_weight=0)
 
 
 @EVERY_REWARD
 def test_each_row_has_its_own_reward(reward: str) -> None:
     """Rows in another order, or alone, give the same rewards."""
     rng = torch.Generator().manual_seed(0)
-    logits, full_logits, kept = torch.randn(6, 4, generator=rng), torch.randn(6, 4, generator=rng), torch.rand(6)
+    logits, full_logits = torch.randn(6, 4, generator=rng), torch.randn(6, 4, generator=rng)
+    kept = torch.rand(6, 5, generator=rng) < 0.5
     labels, task = torch.tensor([0, 1, 2, 3, 0, 1]), TASK_REWARDS[reward]
     together = task.compute(Outcome(logits, labels, full_logits, kept, 0.3))
     for row in range(6):
@@ -112,11 +123,11 @@ def test_the_return_is_the_task_term_minus_the_price_of_compute(
     with torch.no_grad():
         logits = run_masked(backbone, dataset.images[images], torch.from_numpy(keep_mask), action_unit)
         full_logits = backbone(dataset.images[images])
-    labels, kept = dataset.labels[images], torch.from_numpy(keep_mask.mean(1)).float()
+    labels, kept = dataset.labels[images], torch.from_numpy(keep_mask)
     task = TASK_REWARDS[reward].compute(Outcome(logits, labels, full_logits, kept, cost_weight))
     total = backbone.macs.total - backbone.macs.stem - backbone.macs.head
     spent = torch.from_numpy((core.info()["macs"] - start) / total).float()
-    price = 0.0 if reward == "blockdrop" else cost_weight
+    price = 0.0 if reward in ("blockdrop", "dynavit") else cost_weight
     torch.testing.assert_close(rewards.sum(1), task - price * spent, rtol=1e-4, atol=1e-5)
     shares = torch.from_numpy(COSTS["macs"](backbone, action_unit) * keep_mask).float()
     torch.testing.assert_close(rewards[:, :-1], -price * shares[:, :-1])  # dense: each block is paid when it runs

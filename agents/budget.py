@@ -1,0 +1,79 @@
+"""A compute budget: a Lagrangian that holds it while learning, and a last correction on validation images."""
+
+import math
+
+import torch
+from jaxtyping import Shaped
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+from ..envs.core import SkipCore
+from .callbacks import SkipStatistics
+from .dynamic_vit import DynamicViT
+
+GAIN = 10.0  # how far the multiplier's logarithm would go in all of training if that spent twice the budget
+BISECTIONS = 12
+LEAN = 12.0  # log-odds; a lean this large runs, or skips, nearly everything
+
+
+class BudgetController(BaseCallback):
+    """Raises the cost weight when rollouts spend more than the budget, and lowers it when they spend less.
+
+    The cost weight is the Lagrange multiplier of "mean MACs share <= budget"; its logarithm follows the violation.
+
+    Args:
+        core: whose `cost_weight` to steer; it must be positive.
+        budget: mean share of the dense net's MACs, in (0, 1).
+        statistics: of the same training run; it must come first in the list of callbacks.
+    """
+
+    def __init__(self, core: SkipCore, budget: float, statistics: SkipStatistics) -> None:
+        super().__init__()
+        self.core, self.budget, self.statistics = core, budget, statistics
+        self._seen, self._since = 0, 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        spent = self.statistics.curve["macs_fraction"]
+        if len(spent) == self._seen:
+            return
+        share = (self.num_timesteps - self._since) / self.model._total_timesteps
+        self._seen, self._since = len(spent), self.num_timesteps
+        violation = max(-1.0, min(1.0, spent[-1] / self.budget - 1))
+        self.core.cost_weight *= math.exp(GAIN * share * violation)
+        self.logger.record("skip/cost_weight", self.core.cost_weight)
+
+
+@torch.no_grad()
+def calibrate(net: DynamicViT, images: Shaped[Tensor, "N 3 H W"], budget: float, *, batch_size: int = 500) -> float:
+    """Shift all decisions alike so that the deployed network spends the budget, policy included.
+
+    Args:
+        net: with a learnt rule; changed in place.
+        images: of the validation part.
+        budget: mean share of the dense net's MACs.
+        batch_size: images at a time.
+
+    Returns:
+        The share it spends on these images now.
+    """
+    low, high, lean = -LEAN, LEAN, 0.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        net.policy.lean(middle - lean)
+        lean = middle
+        spent = macs_fraction(net, images, batch_size)
+        low, high = (middle, high) if spent < budget else (low, middle)
+    return macs_fraction(net, images, batch_size)
+
+
+def macs_fraction(net: DynamicViT, images: Shaped[Tensor, "N 3 H W"], batch_size: int = 500) -> float:
+    """Mean MACs over those of the dense network, policy included."""
+    total = 0
+    for batch in images.split(batch_size):
+        net(batch.to(next(net.parameters()).device))
+        assert net.last_trace is not None
+        total += int(net.last_trace.macs.sum())
+    return total / (len(images) * net.backbone.macs.total)

@@ -1,0 +1,146 @@
+"""Joint training: between the agent's updates the ViT learns on the paths that the agent takes."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ..backbone.batches import Batches
+from ..backbone.masked import run_masked
+from ..backbone.pretrain import make_batches, make_optimizer
+from ..backbone.processes import Processes
+from ..backbone.recipe import Recipe
+from ..envs.core import SkipCore
+from .dynamic_vit import DynamicViT
+from .policy import Policy
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """How agent and ViT take turns.
+
+    Attributes:
+        rounds: of the ViT; the agent learns before each and after the last.
+        steps: optimiser steps of a round; an epoch where 0.
+        batch_size: images per step.
+        learning_rate: peak of AdamW's in a round; linear warm-up, then cosine to zero.
+        label_smoothing: of the cross-entropy.
+        label_weight: of the cross-entropy; the divergence from the original full net's belief has weight 1.
+        augmentation: name of a preset in `AUGMENTATIONS`.
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    rounds: int = 4
+    steps: int = 0
+    batch_size: int = 128
+    learning_rate: float = 3e-4
+    label_smoothing: float = 0.1
+    label_weight: float = 0.5
+    augmentation: str = "digits"
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.steps < 0:
+            raise ValueError(f"rounds, steps: expected at least 1 and 0, got {self.rounds} and {self.steps}")
+        if self.label_weight < 0:
+            raise ValueError(f"label_weight: expected at least 0, got {self.label_weight}")
+        self.recipe(0)
+
+    def recipe(self, seed: int) -> Recipe:
+        """The same as a recipe of the backbone's training."""
+        return Recipe(
+            epochs=1,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            weight_decay=0.05,
+            label_smoothing=self.label_smoothing,
+            skip="none",
+            augmentation=self.augmentation,
+            seed=seed,
+        )
+
+
+class JointTraining(BaseCallback):
+    """Trains the environment's backbone in place, on the agent's drawn paths, several times during `learn`.
+
+    Args:
+        core: whose backbone to train; nobody else may hold it.
+        extract: gives the agent's current policy.
+        config: how.
+        seed: of order and augmentation.
+        progress_bar: show one for each round.
+
+    Attributes:
+        teacher: the full net as it was before.
+        curve: columns over rounds: mean loss, mean MACs share of the paths.
+    """
+
+    def __init__(
+        self,
+        core: SkipCore,
+        extract: Callable[[], Policy],
+        config: JointConfig,
+        *,
+        seed: int = 0,
+        progress_bar: bool = True,
+    ) -> None:
+        super().__init__()
+        self.core, self.extract, self.config, self.progress_bar = core, extract, config, progress_bar
+        self.recipe = config.recipe(seed)
+        self.teacher = deepcopy(core.backbone).eval().requires_grad_(False)
+        self.curve: dict[str, list[float]] = {"loss": [], "macs_fraction": []}
+        self._batches: Batches = make_batches(core.backbone, core.dataset, self.recipe, Processes(0, 1, core.device))
+        self._optimizer = make_optimizer(core.backbone, self.recipe)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        rounds, total = len(self.curve["loss"]), self.model._total_timesteps
+        if rounds == self.config.rounds or self.num_timesteps < total * (rounds + 1) / (self.config.rounds + 1):
+            return
+        self.train_backbone()
+        self.logger.record("joint/loss", self.curve["loss"][-1])
+        self.model._last_obs = self.training_env.reset()  # the ViT is another one; # pyright: ignore[reportAttributeAccessIssue]
+
+    def train_backbone(self) -> None:
+        """One round."""
+        steps = self.config.steps or self._batches.steps_per_epoch
+        policy = self.extract().to(self.core.device)
+        policy.rule.samples = True
+        net = DynamicViT(self.core.backbone, policy, action_unit=self.core.config.action_unit)
+        first = len(self.curve["loss"]) * steps
+        losses, spent = [], []
+        self.core.backbone.train().requires_grad_(True)
+        progress = tqdm(range(steps), desc="ViT", unit="step", leave=False, disable=not self.progress_bar)
+        for step in progress:
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.recipe.learning_rate_at(step / steps)
+            batch = self._batches[first + step]
+            net(batch.images)
+            assert net.last_trace is not None
+            spent.append(net.last_trace.macs.float().mean())
+            losses.append(self._descend(batch.images, batch.targets, net.last_trace.keep_mask))
+        self.core.backbone.eval().requires_grad_(False)
+        self.core.weights_changed()
+        self.curve["loss"].append(float(torch.stack(losses).mean()))
+        self.curve["macs_fraction"].append(float(torch.stack(spent).mean()) / self.core.backbone.macs.total)
+
+    def _descend(self, images: Tensor, targets: Tensor, keep_mask: Tensor) -> Tensor:
+        with torch.no_grad():
+            belief = self.teacher(images).float().log_softmax(1)
+        logits = run_masked(self.core.backbone, images, keep_mask.cpu(), self.core.config.action_unit).float()
+        label_loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
+        divergence = F.kl_div(logits.log_softmax(1), belief, reduction="batchmean", log_target=True)
+        loss = self.config.label_weight * label_loss + divergence
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(list(self.core.backbone.parameters()), self.recipe.clip_norm)
+        self._optimizer.step()
+        return loss.detach()

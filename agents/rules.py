@@ -1,0 +1,112 @@
+"""Rules that nobody trained: fixed masks, chance, and the head's own confidence.
+
+A rule is a plain torch module that gives the log-odds of RUN for each row of a batch of observations.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..envs.observation import ObservationLayout
+
+CERTAIN = 1e4  # log-odds of a decision without doubt; finite, so that products with zero stay zero
+
+
+@runtime_checkable
+class PlanningRule(Protocol):
+    """A rule that needs no observation: it can say the whole path before the image is seen."""
+
+    def plan(self, batch_size: int, generator: torch.Generator) -> Bool[Tensor, "B U"]: ...
+
+
+class FixedMaskRule(nn.Module):
+    """Runs the same units on every image: run-all, skip-all, first-k and every other static mask.
+
+    Args:
+        layout: of the observations.
+        keep: one truth value per unit.
+    """
+
+    samples = False
+    macs = 0
+    keep: Tensor  # bool [U]
+
+    def __init__(self, layout: ObservationLayout, keep: Sequence[bool]) -> None:
+        super().__init__()
+        if len(keep) != layout.num_units:
+            raise ValueError(f"keep: expected {layout.num_units} truth values, one per unit, got {len(keep)}")
+        if not all(kept in (False, True) for kept in keep):
+            raise ValueError(f"keep: expected truth values, got {keep!r}")
+        self.arguments = {"keep": [bool(kept) for kept in keep]}
+        self.depth = layout.depth
+        self.register_buffer("keep", torch.tensor(self.arguments["keep"]), persistent=False)
+
+    def forward(self, observation: Float[Tensor, "B O"]) -> Float[Tensor, " B"]:
+        return observation[:, self.depth] @ torch.where(self.keep, CERTAIN, -CERTAIN)
+
+    def plan(self, batch_size: int, generator: torch.Generator) -> Bool[Tensor, "B U"]:
+        del generator
+        return self.keep.cpu().expand(batch_size, -1).clone()
+
+
+class RandomRule(nn.Module):
+    """Runs unit 0 always and every other one with the same probability.
+
+    Args:
+        layout: of the observations.
+        rate: probability of RUN, in [0, 1].
+    """
+
+    samples = True
+    macs = 0
+
+    def __init__(self, layout: ObservationLayout, rate: float) -> None:
+        super().__init__()
+        if not 0 <= rate <= 1:
+            raise ValueError(f"rate: expected a probability in [0, 1], got {rate}")
+        self.arguments = {"rate": rate}
+        self.depth, self.rate = layout.depth, rate
+
+    def forward(self, observation: Float[Tensor, "B O"]) -> Float[Tensor, " B"]:
+        odds = torch.full((len(observation),), _log_odds(self.rate), device=observation.device)
+        return torch.where(observation[:, self.depth.start] > 0, CERTAIN, odds)
+
+    def plan(self, batch_size: int, generator: torch.Generator) -> Bool[Tensor, "B U"]:
+        units = self.depth.stop - self.depth.start
+        keep_mask = torch.rand(batch_size, units, generator=generator) < self.rate
+        keep_mask[:, 0] = True
+        return keep_mask
+
+
+class EarlyExitRule(nn.Module):
+    """Runs blocks until the head's top probability reaches a threshold; unit 0 always runs.
+
+    Args:
+        layout: of the observations.
+        threshold: at least 0; 0 runs unit 0 only, more than 1 everything.
+    """
+
+    samples = False
+    macs = 0
+
+    def __init__(self, layout: ObservationLayout, threshold: float) -> None:
+        super().__init__()
+        if not threshold >= 0:
+            raise ValueError(f"threshold: expected a number of at least 0, got {threshold}")
+        self.arguments = {"threshold": threshold}
+        self.depth, self.probabilities, self.threshold = layout.depth, layout.probabilities, threshold
+
+    def forward(self, observation: Float[Tensor, "B O"]) -> Float[Tensor, " B"]:
+        confident = observation[:, self.probabilities].amax(1) >= self.threshold
+        run = ~confident | (observation[:, self.depth.start] > 0)
+        return torch.where(run, CERTAIN, -CERTAIN)
+
+
+def _log_odds(probability: float) -> float:
+    if probability in (0, 1):
+        return CERTAIN if probability else -CERTAIN
+    return math.log(probability / (1 - probability))

@@ -1,0 +1,124 @@
+"""Deciding up front: one look at the image after its first block, then all blocks at once (BlockDrop's setting)."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from ..backbone.paths import units_of_block_0
+from .core import Action
+from .sb3 import SkipVecEnv
+from .single import SkipEnv
+
+
+class PlanEnv(gym.Wrapper[Any, Any, Any, Any]):
+    """`ViTSkip-v0` as a one-step problem.
+
+    ## Description
+    Block 0 always runs; the agent then sees the usual observation once and decides all units together.
+
+    ## Action Space
+    `MultiBinary(U)`: 1 runs a unit, 0 skips it. The units of block 0 run whatever is said of them.
+
+    ## Observation Space
+    That of `ViTSkip-v0`, after block 0, and at the end.
+
+    ## Rewards
+    The sum of the episode's rewards in `ViTSkip-v0`.
+
+    ## Starting State
+    An image, embedded and through block 0.
+
+    ## Episode End
+    `terminated` after the only step.
+
+    ## Information
+    That of `ViTSkip-v0`.
+
+    ## Arguments
+    Those of `ViTSkip-v0`.
+
+    ## Version History
+    v0: first version.
+    """
+
+    def __init__(self, env: SkipEnv) -> None:
+        super().__init__(env)
+        self._first = units_of_block_0(env.core.config.action_unit)
+        self._units = env.core.num_units
+        self._spent = 0.0
+        self.action_space = gym.spaces.MultiBinary(self._units)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._spent = 0.0
+        for _ in range(self._first):
+            observation, reward, *_, info = self.env.step(Action.RUN)
+            self._spent += float(reward)
+        return observation, info
+
+    def step(self, action: NDArray[np.integer]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        plan = check_plans(np.asarray(action)[None], 1, self._units)[0]
+        total = self._spent
+        observation, terminated, info = None, False, {}
+        for run in plan[self._first :]:
+            observation, reward, terminated, _, info = self.env.step(int(run))
+            total += float(reward)
+        return observation, total, terminated, False, info
+
+
+class PlanVecEnv(VecEnvWrapper):
+    """`PlanEnv`, batched, for Stable-Baselines3.
+
+    Args:
+        venv: from `make_sb3_env`.
+    """
+
+    episode_length = 1
+
+    def __init__(self, venv: SkipVecEnv) -> None:
+        self.core = venv.core
+        self._first = units_of_block_0(venv.core.config.action_unit)
+        self._plans = np.zeros((venv.num_envs, venv.core.num_units), np.int64)
+        super().__init__(venv, action_space=gym.spaces.MultiBinary(venv.core.num_units))
+
+    def reset(self) -> VecEnvObs:
+        self.venv.reset()
+        return self._run_block_0()[0]
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        self._plans = check_plans(actions, self.num_envs, self.core.num_units)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        total, terminated = self._spent, np.zeros(self.num_envs, bool)
+        infos: list[dict[str, Any]] = []
+        for unit in range(self._first, self.core.num_units):
+            _, reward, terminated, infos = self.venv.step(self._plans[:, unit])
+            total = total + reward
+        for info in infos:
+            info["episode"]["l"] = 1
+        return self._run_block_0()[0], total, terminated, infos
+
+    def _run_block_0(self) -> tuple[Any, NDArray[np.float32]]:
+        self._spent = np.zeros(self.num_envs, np.float32)
+        observation: Any = None
+        for _ in range(self._first):
+            observation, reward, *_ = self.venv.step(np.full(self.num_envs, int(Action.RUN)))
+            self._spent += reward
+        return observation, self._spent
+
+
+def check_plans(plans: Any, rows: int, units: int) -> NDArray[np.int64]:
+    """Plans as int64 [B, U]; ValueError for another shape or for anything but 0 and 1."""
+    array = np.asarray(plans)
+    if array.shape != (rows, units) or not np.isin(array, (0, 1)).all():
+        raise ValueError(f"action: expected 0 (SKIP) or 1 (RUN) for each of {units} units, got {plans!r}")
+    return array.astype(np.int64)
+
+
+def make_plan_env(**arguments: Any) -> PlanEnv:
+    """Build `ViTSkip-Plan-v0`; arguments as for `ViTSkip-v0`."""
+    return PlanEnv(SkipEnv(**arguments))

@@ -1,0 +1,170 @@
+"""Joint training, budgets and the curriculum: what they change, what they leave alone, and that they hit their mark."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toys import DEPTH, TINY, tiny_core
+
+from vitskip.agents import DynamicViT, Policy, train
+from vitskip.agents.budget import calibrate, macs_fraction
+from vitskip.agents.callbacks import Curriculum
+from vitskip.agents.joint import JointConfig, JointTraining
+from vitskip.agents.run_directory import read
+from vitskip.agents.training import TrainConfig
+from vitskip.backbone import load_backbone, load_dataset
+from vitskip.envs import ObservationLayout, SkipCore
+from vitskip.envs.config import EnvConfig
+
+FAST = {"batch_size": 64, "learning_rate": 0.01}
+JOINT = JointConfig(rounds=2, steps=3, batch_size=16, learning_rate=1e-2, augmentation="none")
+
+
+def run(path: Path, timesteps: int = 4 * 16 * 2 * DEPTH, **options: Any) -> Any:
+    config = TrainConfig("ppo", timesteps, 0, 16, FAST, {**TINY, **options.pop("env", {})}, **options)
+    return train(config, path, progress_bar=False)
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(torch.equal(*pair) for pair in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_frozen_training_leaves_the_weights_bit_equal(tmp_path: Path) -> None:
+    assert same_weights(run(tmp_path).net.backbone, load_backbone("tiny-vit4"))
+
+
+def test_joint_training_changes_a_copy_and_saves_it(tmp_path: Path) -> None:
+    """The backbone that other environments of this process share stays as it was."""
+    shared: Any = EnvConfig(**TINY).load_backbone()
+    result = run(tmp_path, joint=JOINT)
+    assert same_weights(shared, load_backbone("tiny-vit4"))
+    changed = [
+        name
+        for name, tensor in result.net.backbone.state_dict().items()
+        if not torch.equal(tensor, shared.state_dict()[name])
+    ]
+    assert set(changed) == {name for name, _ in shared.named_parameters()}
+    images = load_dataset("tiny-digits", "test").images
+    assert torch.equal(DynamicViT.load(tmp_path)(images), result.net(images))
+    assert not any(parameter.requires_grad for parameter in result.net.backbone.parameters())
+
+
+def test_the_vit_learns_on_the_agents_paths() -> None:
+    """A gradient reaches exactly the blocks that the agent runs; the loss falls when a batch is seen again."""
+    core = tiny_core(16)
+    policy = Policy("mask", core.layout, keep=[True, False, True, False])
+    joint = JointTraining(core, lambda: policy, JOINT, progress_bar=False)
+    before = {name: tensor.clone() for name, tensor in core.backbone.state_dict().items()}
+    for _ in range(8):
+        joint.train_backbone()
+    after = core.backbone.state_dict()
+    moved = {name.split(".")[1] for name in after if name.startswith("blocks.") and not equal(before, after, name)}
+    assert moved == {"0", "2"}
+    assert joint.curve["loss"][-1] < 0.9 * joint.curve["loss"][0]
+    expected = (core.backbone.macs.total - sum(core.backbone.macs.units("block")[1::2])) / core.backbone.macs.total
+    assert joint.curve["macs_fraction"] == [pytest.approx(expected)] * 8
+
+
+def equal(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], name: str) -> bool:
+    return torch.equal(before[name], after[name])
+
+
+def test_the_teacher_stays_as_it_was() -> None:
+    core = tiny_core(16)
+    joint = JointTraining(core, lambda: Policy("mask", core.layout, keep=[True] * 4), JOINT, progress_bar=False)
+    joint.train_backbone()
+    assert same_weights(joint.teacher, load_backbone("tiny-vit4"))
+
+
+def test_what_was_computed_with_other_weights_is_forgotten() -> None:
+    """The divergence from the full net is that from the net as it is now."""
+    core, fresh = tiny_core(4, reward="kl"), tiny_core(4, reward="kl")
+    final_rewards(core)
+    backbone: Any = core.backbone
+    with torch.no_grad():
+        backbone.head.weight *= 2.0
+    core.weights_changed()
+    fresh.backbone.load_state_dict(core.backbone.state_dict())
+    torch.testing.assert_close(final_rewards(core), final_rewards(fresh))
+
+
+def final_rewards(core: SkipCore) -> torch.Tensor:
+    core.reset(np.arange(4), np.arange(4))
+    return [core.step(np.array([1, 0, 1, 0])) for _ in range(DEPTH)][-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rounds": 0}, "rounds, steps: expected at least 1 and 0, got 0 and 0"),
+        ({"label_weight": -1.0}, r"label_weight: expected at least 0, got -1.0"),
+        ({"augmentation": "digit"}, "unknown augmentation 'digit'"),
+        ({"learning_rate": 0.0}, "learning_rate: expected a value in its range"),
+    ],
+)
+def test_bad_settings_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        JointConfig(**arguments)
+
+
+@pytest.mark.parametrize("upfront", [False, True])
+def test_a_budget_is_held_on_validation_images(tmp_path: Path, upfront: bool) -> None:
+    result = run(tmp_path, timesteps=16 * 2 * (1 if upfront else DEPTH) * 20, budget=0.85, upfront=upfront)
+    images = load_dataset("tiny-digits", "validation").images
+    assert macs_fraction(DynamicViT.load(tmp_path), images) == pytest.approx(0.85, abs=0.03)
+    assert len(result.net.last_trace.keep_mask.unique(dim=0)) > 1
+
+
+def test_the_cost_weight_follows_the_violation(tmp_path: Path) -> None:
+    """It rises while the agent, which starts near run-all, spends too much."""
+    run(tmp_path / "tight", budget=0.2, env={"cost_weight": 0.1})
+    run(tmp_path / "loose", budget=0.99, env={"cost_weight": 0.1})
+    weights = [read(tmp_path / name).record["cost_weight"] for name in ("tight", "loose")]
+    assert weights[0] > 0.3
+    assert weights[1] < 0.1
+
+
+@pytest.mark.parametrize("budget", [0.6, 0.7, 0.8])
+def test_calibration_shifts_the_decisions_to_the_budget(budget: float) -> None:
+    backbone = load_backbone("tiny-vit4")
+    policy = Policy("mlp", ObservationLayout.of(backbone, "belief", "block"), widths=[8])
+    generator = torch.Generator().manual_seed(0)
+    for parameter in policy.parameters():
+        torch.nn.init.normal_(parameter, std=2.0, generator=generator)
+    net = DynamicViT(backbone, policy).eval()
+    images = load_dataset("tiny-digits", "validation").images
+    spent = calibrate(net, images, budget)
+    assert spent == macs_fraction(net, images)
+    assert spent == pytest.approx(budget, abs=0.03)  # 64 images: a decision moves it by up to 0.004
+
+
+def test_the_curriculum_frees_the_last_unit_first(tmp_path: Path) -> None:
+    core = tiny_core(4)
+    core.forced_units = 2
+    core.reset(np.arange(4), np.arange(4))
+    for _ in range(DEPTH):
+        core.step(np.zeros(4, np.int64))
+    assert core.keep_mask.tolist() == [[True, True, False, False]] * 4
+    with pytest.raises(ValueError, match=r"curriculum: expected a share of the steps in \[0, 1\], got 1.5"):
+        TrainConfig(curriculum=1.5)
+
+
+def test_the_curriculum_ends_with_all_units_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    original = Curriculum._on_rollout_start
+
+    def spy(self: Curriculum) -> None:
+        original(self)
+        seen.append(self.core.forced_units)
+
+    monkeypatch.setattr(Curriculum, "_on_rollout_start", spy)
+    run(tmp_path, timesteps=8 * 16 * 2 * DEPTH, curriculum=0.5)
+    assert seen == [3, 3, 2, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("budget", [0.0, 1.0, -0.2])
+def test_budgets_out_of_range_are_refused(budget: float) -> None:
+    with pytest.raises(ValueError, match=r"budget: expected a share of the dense MACs in \(0, 1\), got"):
+        TrainConfig(budget=budget)
