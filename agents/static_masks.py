@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backbone import Backbone, run_masked
+from ..backbone import Backbone
 from ..backbone.protocol import ActionUnit, num_units, unit_runner
 
 MAX_UNITS = 16  # 2^16 masks
@@ -74,13 +74,8 @@ def enumerate_static_masks(
     units = num_units(backbone, action_unit)
     if units > MAX_UNITS:
         raise ValueError(f"backbone: expected at most {MAX_UNITS} units to enumerate their masks, got {units}")
-    device = next(backbone.parameters()).device
-    correct = torch.zeros(2**units, dtype=torch.int64, device=device)
-    for start in tqdm(range(0, len(images), chunk), desc="static masks", unit="chunk", leave=False, disable=None):
-        batch = images[start : start + chunk].to(device)
-        predictions = _all_predictions(backbone, action_unit, backbone.embed(batch), 0)  # [2^U, B]
-        correct += (predictions == labels[start : start + chunk].to(device)).sum(1)
-    return StaticMasks(_all_masks(units).numpy(), correct.cpu().numpy() / len(images))
+    masks = (torch.arange(2**units)[:, None] >> torch.arange(units - 1, -1, -1)) % 2 == 0  # earlier units first
+    return _score(masks, backbone, images, labels, action_unit, chunk)
 
 
 @torch.no_grad()
@@ -129,6 +124,7 @@ def rescore(
     *,
     action_unit: ActionUnit = "block",
     candidates: int = 8,
+    chunk: int = 256,
 ) -> StaticMasks:
     """Try the finalists again on other images.
 
@@ -142,6 +138,7 @@ def rescore(
         labels: their classes.
         action_unit: "block" or "half".
         candidates: masks kept for each number of units.
+        chunk: images at a time.
 
     Returns:
         The finalists alone, with their accuracy on these images.
@@ -153,30 +150,55 @@ def rescore(
     chosen.append(_undominated(macs, masks.accuracy))
     finalists = np.concatenate([masks.keep_mask[np.unique(np.concatenate(chosen))], _prefixes(len(levels) - 1)])
     finalists = finalists[np.sort(np.unique(finalists, axis=0, return_index=True)[1])]
-    device = next(backbone.parameters()).device
-    accuracy = np.zeros(len(finalists))
-    for number, keep in enumerate(tqdm(finalists, desc="finalists", unit="mask", leave=False, disable=None)):
-        for batch, target in zip(images.split(500), labels.split(500), strict=True):
-            keep_mask = torch.from_numpy(keep).expand(len(batch), -1)
-            prediction = run_masked(backbone, batch.to(device), keep_mask, action_unit).argmax(1).cpu()
-            accuracy[number] += int((prediction == target).sum())
-    return StaticMasks(finalists, accuracy / len(images))
+    return _score(torch.from_numpy(finalists), backbone, images, labels, action_unit, chunk)
 
 
-def _all_predictions(
-    backbone: Backbone, action_unit: ActionUnit, tokens: Float[Tensor, "B N D"], index: int
+@torch.no_grad()
+def predict_masks(
+    backbone: Backbone,
+    images: Shaped[Tensor, "B 3 H W"],
+    keep_mask: Bool[Tensor, "M U"],
+    action_unit: ActionUnit = "block",
 ) -> Int64[Tensor, "M B"]:
-    """Predictions after every subset of the units from `index` on, in the order of `_all_masks`."""
-    if index == num_units(backbone, action_unit):
-        return backbone.classify(tokens).argmax(1)[None]
-    ran = _all_predictions(backbone, action_unit, unit_runner(backbone, action_unit)(index, tokens), index + 1)
-    return torch.cat([ran, _all_predictions(backbone, action_unit, tokens, index + 1)])
+    """What each mask says of each image; masks that begin alike share their beginning.
+
+    Args:
+        backbone: ViT, in eval mode.
+        images: a batch on its device; memory holds their tokens once for each unit.
+        keep_mask: the masks, on the CPU.
+        action_unit: "block" or "half".
+    """
+    run, units = unit_runner(backbone, action_unit), keep_mask.shape[1]
+
+    def predict(tokens: Float[Tensor, "B N D"], masks: Bool[Tensor, "m U"], unit: int) -> Int64[Tensor, "m B"]:
+        if unit == units:
+            return backbone.classify(tokens).argmax(1).expand(len(masks), -1)
+        runs = masks[:, unit]
+        result = torch.empty(len(masks), len(tokens), dtype=torch.int64, device=tokens.device)
+        if runs.any():
+            result[runs] = predict(run(unit, tokens), masks[runs], unit + 1)
+        if not runs.all():
+            result[~runs] = predict(tokens, masks[~runs], unit + 1)
+        return result
+
+    return predict(backbone.embed(images), keep_mask, 0)
 
 
-def _all_masks(units: int) -> Bool[Tensor, "M U"]:
-    """[2^U, U]; unit 0 runs in the first half, unit 1 in the first half of each half, and so on."""
-    number = torch.arange(2**units)[:, None]
-    return (number >> torch.arange(units - 1, -1, -1)) % 2 == 0
+def _score(
+    keep_mask: Bool[Tensor, "M U"],
+    backbone: Backbone,
+    images: Shaped[Tensor, "N 3 H W"],
+    labels: Int64[Tensor, " N"],
+    action_unit: ActionUnit,
+    chunk: int,
+) -> StaticMasks:
+    """The accuracy of these masks."""
+    device = next(backbone.parameters()).device
+    correct = torch.zeros(len(keep_mask), dtype=torch.int64, device=device)
+    for start in tqdm(range(0, len(images), chunk), desc="static masks", unit="chunk", leave=False, disable=None):
+        predictions = predict_masks(backbone, images[start : start + chunk].to(device), keep_mask, action_unit)
+        correct += (predictions == labels[start : start + chunk].to(device)).sum(1)
+    return StaticMasks(keep_mask.numpy(), correct.cpu().numpy() / len(images))
 
 
 def _without_each(

@@ -9,6 +9,7 @@ from ..agents.static_masks import StaticMasks, enumerate_static_masks, rescore, 
 from ..backbone import Backbone, Dataset
 from ..backbone.protocol import ActionUnit, num_units
 from .measurement import Measurement, measure
+from .oracle import CRITERIA, Codebook, codebook_masks, run_codebook
 from .rivals import Rivals
 from .statistics import paired_test
 
@@ -24,24 +25,36 @@ class Evaluation:
         dense: the full network.
         net: the network evaluated.
         rivals: baselines at its compute, by name.
+        codebook: what the oracle chooses from; None leaves it out.
     """
 
     dense: Measurement
     net: Measurement
     rivals: dict[str, Measurement]
+    codebook: Codebook | None = None
+
+    @property
+    def oracles(self) -> dict[str, Measurement]:
+        """The oracle at no more than the network's compute, by criterion."""
+        book, macs = self.codebook, float(self.net.macs.mean())
+        return {} if book is None else {criterion: book.oracle(criterion, macs) for criterion in CRITERIA}
 
     def rows(self, name: str) -> dict[str, Measurement]:
         """All of them by name, for a table."""
-        return {"run-all (dense)": self.dense, name: self.net, **self.rivals}
+        oracles = {f"oracle ({criterion})": oracle for criterion, oracle in self.oracles.items()}
+        return {"run-all (dense)": self.dense, name: self.net, **self.rivals, **oracles}
 
     def summary(self) -> dict[str, Any]:
         """JSON values: every network's numbers, and paired tests of `net` against each other one."""
-        others = {"dense": self.dense, **self.rivals}
+        others, book = {"dense": self.dense, **self.rivals}, self.codebook
+        gaps = {} if book is None else {criterion: asdict(book.gap(self.net, criterion)) for criterion in CRITERIA}
         return {
             "net": self.net.summary(),
             "dense": self.dense.summary(),
             "rivals": {name: rival.summary() for name, rival in self.rivals.items()},
             "net_minus": {name: asdict(paired_test(self.net.correct, other.correct)) for name, other in others.items()},
+            "oracles": {criterion: oracle.summary() for criterion, oracle in self.oracles.items()},
+            "oracle_minus_net": gaps,
             "no_worse_than_dense_by_half_a_point": paired_test(self.net.correct, self.dense.correct).no_worse(),
         }
 
@@ -53,7 +66,7 @@ def evaluate(
     static_masks: StaticMasks | None = None,
     networks: Mapping[str, Sequence[Backbone]] | None = None,
 ) -> Evaluation:
-    """Measure a network on test, beside the dense network and every baseline at equal compute.
+    """Measure a network on test, beside the dense network, every baseline at equal compute, and the oracle.
 
     Args:
         net: the network.
@@ -65,7 +78,10 @@ def evaluate(
     rivals = Rivals(net, validation, test, static_masks, networks)
     on_validation = measure(net, validation, description="validation")
     on_test = measure(net, test, description="test")
-    return Evaluation(rivals.dense(), on_test, rivals.at(on_validation.macs.mean(), on_test.macs.mean()))
+    at_compute = rivals.at(on_validation.macs.mean(), on_test.macs.mean())
+    masks = codebook_masks(rivals.layout.num_units, static_masks)
+    codebook = run_codebook(net.backbone, test, masks, net.action_unit)
+    return Evaluation(rivals.dense(), on_test, at_compute, codebook)
 
 
 def validation_masks(

@@ -274,7 +274,8 @@ def test_an_evaluation_holds_everything(
     assert early.macs_fraction == pytest.approx(evaluation.net.macs_fraction, rel=0.02)
 
     summary = json.loads(json.dumps(evaluation.summary(), allow_nan=False))
-    assert set(summary) == {"net", "dense", "rivals", "net_minus", "no_worse_than_dense_by_half_a_point"}
+    keys = {"net", "dense", "rivals", "net_minus", "oracles", "oracle_minus_net", "no_worse_than_dense_by_half_a_point"}
+    assert set(summary) == keys
     assert set(summary["rivals"]) == set(evaluation.rivals)
     assert set(summary["net_minus"]) == {"dense", *evaluation.rivals}
     minus_dense = summary["net_minus"]["dense"]
@@ -283,8 +284,18 @@ def test_an_evaluation_holds_everything(
     assert summary["no_worse_than_dense_by_half_a_point"] == (minus_dense["low"] > -0.005)
     assert summary["net"]["images"] == 1000
 
+    for criterion in ("agrees", "settled", "correct"):
+        oracle = evaluation.oracles[criterion]
+        assert evaluation.codebook is not None and oracle.macs.mean() <= evaluation.net.macs.mean()
+        assert summary["oracles"][criterion]["accuracy"] == oracle.accuracy
+        gap = summary["oracle_minus_net"][criterion]["difference"]
+        assert gap == pytest.approx(oracle.accuracy - evaluation.net.accuracy)
+    assert {tuple(masks.best(3).tolist()), (True, True, True, False)} <= set(
+        map(tuple, evaluation.codebook.keep_mask.tolist())
+    )
+
     text = render(comparison_table("a title", evaluation.dense, evaluation.rows("mine")))
-    for name in ("a title", "run-all (dense)", "mine", *evaluation.rivals):
+    for name in ("a title", "run-all (dense)", "mine", *evaluation.rivals, "oracle (settled)"):
         assert name in text
     assert f"{100 * evaluation.net.accuracy:.1f}" in text
     assert "+0.00 [+0.00, +0.00]" in text  # dense against itself
