@@ -101,15 +101,25 @@ class DynamicViT(nn.Module):
         plan = self.policy.plan(len(images))
         return self._run_sequentially(tokens) if plan is None else self._run_plan(tokens, plan)
 
-    def _run_upfront(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
-        """Block 0, one look, one host read of all decisions, then the chosen blocks only."""
+    @torch.no_grad()
+    def look(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B O"]:
+        """What an upfront policy sees of images: the observation after block 0."""
+        return self._run_block_0(self.backbone.embed(images))[1]
+
+    def _run_block_0(self, tokens: Float[Tensor, "B N D"]) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B O"]]:
         first = units_of_block_0(self.action_unit)
         for unit in range(first):
             tokens = self._run_unit(unit, tokens)
         spent = torch.full((len(tokens),), sum(self._unit_macs[:first]), device=tokens.device)
-        state = self._observe(tokens, spent)
-        state.observation[:, self.policy.layout.depth] = self._one_hot[first]
-        keep_mask = self.policy.decide(state.observation)
+        observation = self._observe(tokens, spent).observation
+        observation[:, self.policy.layout.depth] = self._one_hot[first]
+        return tokens, observation
+
+    def _run_upfront(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
+        """Block 0, one look, one host read of all decisions, then the chosen blocks only."""
+        tokens, observation = self._run_block_0(tokens)
+        keep_mask = self.policy.decide(observation)
+        first = units_of_block_0(self.action_unit)
         keep_mask[:, :first] = True
         return self._run_plan(tokens, keep_mask.cpu(), first, head_calls=1, decisions=1)
 

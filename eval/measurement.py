@@ -50,6 +50,13 @@ class Measurement:
         return len(np.unique(self.keep_mask, axis=0))
 
     @property
+    def path_bits(self) -> float:
+        """Entropy of the paths [bits], Miller-Madow corrected; what the paths of a fixed policy tell of the image."""
+        counts = np.unique(self.keep_mask, axis=0, return_counts=True)[1]
+        share = counts / counts.sum()
+        return float(-(share * np.log2(share)).sum() + (len(counts) - 1) / (2 * counts.sum() * np.log(2)))
+
+    @property
     def difficulty_correlation(self) -> float:
         """Spearman's correlation of units run with difficulty; NaN where undefined."""
         return rank_correlation(self.keep_mask.sum(1).astype(float), self.difficulty)
@@ -63,6 +70,7 @@ class Measurement:
             "units_run": self.units_run,
             "macs_fraction": self.macs_fraction,
             "distinct_paths": self.distinct_paths,
+            "path_bits": self.path_bits,
             "difficulty_correlation": None if np.isnan(correlation) else correlation,
             "run_rate": self.keep_mask.mean(0).tolist(),
         }

@@ -65,3 +65,10 @@ def rank_correlation(x: Float[NDArray[np.floating], " N"], y: Float[NDArray[np.f
 def geometric_mean(values: Float[NDArray[np.floating], " N"]) -> float:
     """Geometric mean of positive numbers."""
     return float(np.exp(np.log(values).mean()))
+
+
+def bootstrap_interval(values: Float[NDArray[np.floating], " N"], seed: int = 0) -> tuple[float, float]:
+    """95% bootstrap interval of the mean of a few runs."""
+    rows = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(values[rows].mean(1), [0.025, 0.975])
+    return float(low), float(high)

@@ -1,21 +1,16 @@
 """The command line: each command unwraps its arguments, calls one function, prints a table, and writes JSON."""
 
-import json as jsonlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 import tyro
 from rich.console import Console
 from rich.text import Text
 
 from vitskip.agents import DynamicViT
-from vitskip.agents.joint import JointConfig
 from vitskip.agents.run_directory import Run, read, versions
-from vitskip.agents.training import TrainConfig
-from vitskip.agents.training import train as train_agent
 from vitskip.backbone import Backbone, Dataset, ViT, load_backbone, load_dataset
 from vitskip.backbone.token_merging import merging_ladder
-from vitskip.envs import EnvConfig
 from vitskip.envs.config import check_device
 from vitskip.eval.demo import demo as run_demo
 from vitskip.eval.evaluation import evaluate as evaluate_net
@@ -24,63 +19,9 @@ from vitskip.eval.tables import benchmark_table, comparison_table
 from vitskip.eval.throughput import BATCH_SIZES
 from vitskip.eval.throughput import benchmark as benchmark_net
 
+from .agent_cli import compare, distill, train
 from .backbone_cli import depth, download, pretrain
 from .output import console, write_result
-
-EnvFlags = Annotated[EnvConfig, tyro.conf.OmitArgPrefixes]
-JointFlags = Annotated[JointConfig, tyro.conf.arg(name="joint")]
-
-
-def train(
-    out: tyro.conf.Positional[Path],
-    algorithm: str = "ppo",
-    total_timesteps: int = 1_000_000,
-    seed: int = 0,
-    num_envs: int | None = None,
-    hyperparameters: str = "{}",
-    env: EnvFlags = EnvConfig(),  # noqa: B008 (frozen)
-    budget: float | None = None,
-    joint: bool = False,
-    joint_training: JointFlags = JointConfig(),  # noqa: B008 (frozen)
-    curriculum: float = 0.0,
-    upfront: bool = False,
-    json: Path | None = None,
-) -> None:
-    """Train an agent to skip blocks of a backbone; leaves a run directory.
-
-    Args:
-        out: run directory to write.
-        algorithm: name, e.g. "ppo", "a2c", "reinforce"; a wrong one lists them all.
-        total_timesteps: environment steps; an episode has one per block.
-        seed: of images, weights and sampling.
-        num_envs: images side by side; the algorithm's default if not given.
-        hyperparameters: JSON object that overrides the algorithm's defaults, e.g. '{"ent_coef": 0.01}'.
-        env: environment arguments.
-        budget: mean share of the dense net's compute to hold; the cost weight is then steered.
-        joint: train the ViT, too, on the paths that the agent takes.
-        joint_training: how.
-        curriculum: share of the steps over which the blocks become free to be skipped, from the last to the first.
-        upfront: decide all blocks at once, after block 0.
-        json: also write the record here.
-    """
-    overrides = _json_object("hyperparameters", hyperparameters)
-    config = TrainConfig(
-        algorithm,
-        total_timesteps,
-        seed,
-        num_envs,
-        overrides,
-        env.changed(),
-        budget=budget,
-        joint=joint_training if joint else None,
-        curriculum=curriculum,
-        upfront=upfront,
-    )
-    result = train_agent(config, out)
-    last = {name: column[-1] for name, column in result.curve.items() if column}
-    numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.items())
-    console.print(f"{out}: {numbers}\ncurves: tensorboard --logdir {out}", markup=False, soft_wrap=True)
-    write_result(json, read(out).record)
 
 
 def evaluate(
@@ -155,7 +96,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, scale: float = 1.0, json:
 
 def main() -> None:
     """Entry point of `vitskip`."""
-    commands = (download, pretrain, depth, train, evaluate, benchmark, demo)
+    commands = (download, pretrain, depth, train, distill, evaluate, benchmark, compare, demo)
     try:
         tyro.extras.subcommand_cli_from_dict({command.__name__: command for command in commands}, prog="vitskip")
     except (ValueError, OSError) as error:
@@ -170,13 +111,3 @@ def _split(run: Run, split: Literal["validation", "test"], dataset: str | None, 
     """A part of the data set that a run was trained on, or of another one."""
     env = run.record.get("train", {}).get("env", {})
     return load_dataset(dataset or env.get("dataset", "digits"), split, data_root or env.get("data_root"))
-
-
-def _json_object(argument: str, text: str) -> dict[str, Any]:
-    try:
-        values = jsonlib.loads(text)
-    except jsonlib.JSONDecodeError as error:
-        raise ValueError(f"{argument}: expected a JSON object, got {text!r}: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{argument}: expected a JSON object, got {text!r}")
-    return values

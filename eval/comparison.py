@@ -1,0 +1,154 @@
+"""`vitskip compare`: algorithms at several budgets and seeds, beside every baseline, as one table that can be resumed.
+
+Each cell is a run directory with its own evaluation; what is finished is only read. Everything is chosen on the
+validation part; the test part is touched once per cell, by `evaluate`.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.markup import escape
+from rich.table import Table
+from tqdm import tqdm
+
+from ..agents.dynamic_vit import DynamicViT
+from ..agents.run_directory import versions, write_json
+from ..agents.static_masks import StaticMasks
+from ..agents.training import TrainConfig, train
+from ..backbone import Dataset, load_dataset
+from ..envs import EnvConfig
+from .evaluation import evaluate, validation_masks
+from .statistics import bootstrap_interval
+
+EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison.
+
+    Attributes:
+        config: what is trained; its budget is set.
+        folder: its run directory.
+    """
+
+    config: TrainConfig
+    folder: Path
+
+    @property
+    def regime(self) -> str:
+        """What is trained besides the agent, and how it decides."""
+        trained = "joint" if self.config.joint else "frozen"
+        return f"{trained}, up front" if self.config.upfront else trained
+
+    def evaluation(self) -> dict[str, Any] | None:
+        """The finished cell's numbers; None if it is not finished."""
+        file = self.folder / EVALUATION
+        return json.loads(file.read_text()) if file.is_file() else None
+
+
+def make_cells(
+    base: TrainConfig, out: Path, algorithms: Sequence[str], budgets: Sequence[float], seeds: Sequence[int]
+) -> list[Cell]:
+    """All combinations, first seed first, so that a comparison that is stopped has a whole table of few seeds.
+
+    Raises:
+        ValueError: for an unknown algorithm or a budget outside (0, 1).
+    """
+    configs = (
+        replace(base, algorithm=algorithm, budget=budget, seed=seed)
+        for seed in seeds
+        for algorithm in algorithms
+        for budget in budgets
+    )
+    kind = ("joint-" if base.joint else "") + ("upfront-" if base.upfront else "")
+    cells = [Cell(c, out / f"{kind}{c.algorithm}-{round(100 * (c.budget or 0))}-seed{c.seed}") for c in configs]
+    for cell in cells:
+        _ = cell.config.env_config  # unknown names are refused before anything is trained
+    return cells
+
+
+def compare(cells: Sequence[Cell], *, static_mask_images: int = 256, progress_bar: bool = True) -> list[dict[str, Any]]:
+    """Train and evaluate what is missing.
+
+    Args:
+        cells: from `make_cells`.
+        static_mask_images: validation images on which all static masks are tried; 0 leaves that baseline out.
+        progress_bar: show one.
+
+    Returns:
+        The evaluation of each cell, in order.
+    """
+    masks: StaticMasks | None = None
+    evaluations = []
+    for cell in tqdm(cells, desc="compare", unit="run", disable=not progress_bar):
+        known = cell.evaluation()
+        if known is None:
+            net = _trained(cell, progress_bar)
+            validation, test = _splits(cell.config.env_config)
+            if static_mask_images and (masks is None or cell.config.joint):  # a frozen net is the same for all
+                masks = validation_masks(net.backbone, validation, static_mask_images, net.action_unit)
+            found = evaluate(net, validation, test, masks)
+            known = {
+                "algorithm": cell.config.algorithm,
+                "regime": cell.regime,
+                "budget": cell.config.budget,
+                "seed": cell.config.seed,
+                **found.summary(),
+                "versions": versions(),
+            }
+            write_json(cell.folder / EVALUATION, known)
+        evaluations.append(known)
+    return evaluations
+
+
+def _trained(cell: Cell, progress_bar: bool) -> DynamicViT:
+    if (cell.folder / "run.json").is_file():
+        return DynamicViT.load(cell.folder)
+    return train(cell.config, cell.folder, progress_bar=progress_bar).net
+
+
+def _splits(env: EnvConfig) -> tuple[Dataset, Dataset]:
+    return load_dataset(env.dataset, "validation", env.data_root), load_dataset(env.dataset, "test", env.data_root)
+
+
+def accuracy_table(evaluations: Sequence[dict[str, Any]]) -> Table:
+    """Test accuracy of each algorithm and baseline at each budget: mean over seeds, and its 95% interval."""
+    budgets = sorted({evaluation["budget"] for evaluation in evaluations})
+    seeds = {evaluation["seed"] for evaluation in evaluations}
+    dense = np.mean([evaluation["dense"]["accuracy"] for evaluation in evaluations])
+    table = Table(
+        title=f"test accuracy [%] at a share of the dense compute; dense {100 * dense:.2f}; {len(seeds)} seeds"
+    )
+    for heading in ("regime", "network", *(f"{100 * budget:.0f}%" for budget in budgets), "paths", "bits"):
+        table.add_column(escape(heading), justify="left" if heading in ("regime", "network") else "right")
+    for regime, name, rows in _series(evaluations):
+        by_budget = [np.array([row["accuracy"] for budget, row in rows if budget == wanted]) for wanted in budgets]
+        paths = np.mean([row["distinct_paths"] for _, row in rows])
+        bits = np.mean([row["path_bits"] for _, row in rows])
+        table.add_row(regime, name, *map(_mean, by_budget), f"{paths:.0f}", f"{bits:.1f}")
+    return table
+
+
+def _series(evaluations: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, list[tuple[float, dict[str, Any]]]]]:
+    """(regime, network, [(budget, numbers)]): the algorithms, then the baselines at their compute."""
+    for regime in dict.fromkeys(evaluation["regime"] for evaluation in evaluations):
+        mine = [evaluation for evaluation in evaluations if evaluation["regime"] == regime]
+        for algorithm in dict.fromkeys(evaluation["algorithm"] for evaluation in mine):
+            yield regime, algorithm, [(e["budget"], e["net"]) for e in mine if e["algorithm"] == algorithm]
+        for rival in dict.fromkeys(name for evaluation in mine for name in evaluation["rivals"]):
+            yield regime, f"  {rival}", [(e["budget"], e["rivals"][rival]) for e in mine if rival in e["rivals"]]
+
+
+def _mean(values: NDArray[np.float64]) -> str:
+    if not len(values):
+        return "-"
+    if len(values) == 1:
+        return f"{100 * values[0]:.2f}"
+    low, high = bootstrap_interval(values)
+    return f"{100 * values.mean():.2f} [{100 * low:.2f}, {100 * high:.2f}]"

@@ -1,0 +1,90 @@
+"""`vitskip compare`: all combinations, nothing twice, and a table of means with their intervals."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from toys import DEPTH, TINY
+
+from vitskip.agents.training import TrainConfig
+from vitskip.eval import comparison
+from vitskip.eval.comparison import accuracy_table, compare, make_cells
+from vitskip.eval.statistics import bootstrap_interval
+
+BASE = TrainConfig(total_timesteps=16 * DEPTH, num_envs=16, env={**TINY})
+
+
+def test_the_cells_are_all_combinations_first_seed_first(tmp_path: Path) -> None:
+    cells = make_cells(BASE, tmp_path, ["a2c", "reinforce"], [0.5, 0.8], [3, 4])
+    assert [cell.folder.name for cell in cells[:4]] == [
+        "a2c-50-seed3",
+        "a2c-80-seed3",
+        "reinforce-50-seed3",
+        "reinforce-80-seed3",
+    ]
+    assert len({cell.folder for cell in cells}) == 8
+    assert (cells[-1].config.algorithm, cells[-1].config.budget, cells[-1].config.seed) == ("reinforce", 0.8, 4)
+    upfront = make_cells(replace(BASE, upfront=True), tmp_path, ["a2c"], [0.5], [0])[0]
+    assert (upfront.folder.name, upfront.regime) == ("upfront-a2c-50-seed0", "frozen, up front")
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "budgets", "message"),
+    [(["a2d"], [0.5], "unknown algorithm 'a2d'"), (["a2c"], [1.5], "budget: expected a share of the dense MACs")],
+)
+def test_mistakes_are_found_before_anything_is_trained(
+    tmp_path: Path, algorithms: Any, budgets: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_cells(BASE, tmp_path, algorithms, budgets, [0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_finished_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = make_cells(BASE, tmp_path, ["a2c"], [0.8], [0])
+    first = compare(cells, progress_bar=False)
+    assert {"net", "dense", "rivals", "net_minus", "versions", "budget", "seed"} <= set(first[0])
+    assert (first[0]["regime"], first[0]["algorithm"]) == ("frozen", "a2c")
+    assert "best static mask" in first[0]["rivals"]
+    monkeypatch.setattr(comparison, "train", None)
+    monkeypatch.setattr(comparison, "evaluate", None)
+    assert compare(cells, progress_bar=False) == json.loads(json.dumps(first))
+    (cells[0].folder / "evaluation.json").unlink()
+    monkeypatch.undo()
+    monkeypatch.setattr(comparison, "train", None)  # the trained run is there: only the evaluation is missing
+    assert compare(cells, progress_bar=False)[0]["net"] == first[0]["net"]
+
+
+def test_the_table_has_means_and_intervals() -> None:
+    numbers = {"distinct_paths": 4, "path_bits": 1.5}
+    evaluations = [
+        {
+            "regime": "frozen",
+            "algorithm": "ppo",
+            "budget": budget,
+            "seed": seed,
+            "dense": {"accuracy": 0.9},
+            "net": {"accuracy": accuracy, **numbers},
+            "rivals": {"first k": {"accuracy": 0.5, **numbers}},
+        }
+        for budget, seed, accuracy in ((0.3, 0, 0.8), (0.3, 1, 0.7), (0.5, 0, 0.85))
+    ]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(accuracy_table(evaluations))
+    lines = console.export_text().splitlines()
+    assert "dense 90.00; 2 seeds" in " ".join(" ".join(lines[:3]).split())
+    ppo = next(line for line in lines if " ppo " in line)
+    assert "75.00 [70.00, 80.00]" in ppo and "85.00 " in ppo
+    assert any("first k" in line and "50.00" in line for line in lines)
+
+
+def test_the_interval_of_a_mean_of_runs() -> None:
+    values = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    low, high = bootstrap_interval(values)
+    assert 1.5 < low < 2.2 and 3.8 < high < 4.5
+    assert bootstrap_interval(np.array([2.0, 2.0])) == (2.0, 2.0)

@@ -1,0 +1,163 @@
+"""Commands that train agents: `vitskip train`, `distill` and `compare`."""
+
+import json as jsonlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from vitskip.agents import DynamicViT
+from vitskip.agents.budget import calibrate, macs_fraction
+from vitskip.agents.distillation import DistillConfig
+from vitskip.agents.distillation import distill as distill_agent
+from vitskip.agents.joint import JointConfig
+from vitskip.agents.run_directory import read
+from vitskip.agents.training import CALIBRATION_IMAGES, TrainConfig
+from vitskip.agents.training import train as train_agent
+from vitskip.backbone import load_dataset
+from vitskip.envs import EnvConfig
+from vitskip.eval.comparison import accuracy_table, make_cells
+from vitskip.eval.comparison import compare as compare_cells
+
+from .output import console, write_result
+
+EnvFlags = Annotated[EnvConfig, tyro.conf.OmitArgPrefixes]
+JointFlags = Annotated[JointConfig, tyro.conf.arg(name="joint")]
+
+
+def train(
+    out: tyro.conf.Positional[Path],
+    algorithm: str = "ppo",
+    total_timesteps: int = 1_000_000,
+    seed: int = 0,
+    num_envs: int | None = None,
+    hyperparameters: str = "{}",
+    env: EnvFlags = EnvConfig(),  # noqa: B008 (frozen)
+    budget: float | None = None,
+    joint: bool = False,
+    joint_training: JointFlags = JointConfig(),  # noqa: B008 (frozen)
+    curriculum: float = 0.0,
+    upfront: bool = False,
+    json: Path | None = None,
+) -> None:
+    """Train an agent to skip blocks of a backbone; leaves a run directory.
+
+    Args:
+        out: run directory to write.
+        algorithm: name, e.g. "ppo", "a2c", "reinforce"; a wrong one lists them all.
+        total_timesteps: environment steps; an episode has one per block.
+        seed: of images, weights and sampling.
+        num_envs: images side by side; the algorithm's default if not given.
+        hyperparameters: JSON object that overrides the algorithm's defaults, e.g. '{"ent_coef": 0.01}'.
+        env: environment arguments.
+        budget: mean share of the dense net's compute to hold; the cost weight is then steered.
+        joint: train the ViT, too, on the paths that the agent takes.
+        joint_training: how.
+        curriculum: share of the steps over which the blocks become free to be skipped, from the last to the first.
+        upfront: decide all blocks at once, after block 0.
+        json: also write the record here.
+    """
+    overrides = _json_object("hyperparameters", hyperparameters)
+    config = TrainConfig(
+        algorithm,
+        total_timesteps,
+        seed,
+        num_envs,
+        overrides,
+        env.changed(),
+        budget=budget,
+        joint=joint_training if joint else None,
+        curriculum=curriculum,
+        upfront=upfront,
+    )
+    result = train_agent(config, out)
+    last = {name: column[-1] for name, column in result.curve.items() if column}
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.items())
+    console.print(f"{out}: {numbers}\ncurves: tensorboard --logdir {out}", markup=False, soft_wrap=True)
+    write_result(json, read(out).record)
+
+
+def distill(
+    run: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    config: Annotated[DistillConfig, tyro.conf.OmitArgPrefixes] = DistillConfig(),  # noqa: B008 (frozen)
+    budget: float | None = None,
+    data_root: str | None = None,
+    json: Path | None = None,
+) -> None:
+    """Teach a planner, which decides all blocks at once, what a sequential agent does.
+
+    Args:
+        run: run directory of the teacher.
+        out: run directory to write.
+        config: how the planner learns.
+        budget: mean share of the dense net's compute, corrected on validation images; the teacher's if not given.
+        data_root: folder of the data set, if it is not where it was in training.
+        json: also write the record here.
+    """
+    teacher, record = DynamicViT.load(run), read(run)
+    env = record.record["train"]["env"]
+    train_set, validation = (
+        load_dataset(env["dataset"], split, data_root or env["data_root"]) for split in ("train", "validation")
+    )
+    net = distill_agent(teacher, train_set.images, config)
+    images = validation.images[:CALIBRATION_IMAGES]
+    spent = calibrate(net, images, macs_fraction(teacher, images) if budget is None else budget)
+    description = {**record.record, "distilled_from": str(run), "distill": asdict(config), "macs_fraction": spent}
+    net.save(out, backbone_name=record.backbone, record=description)
+    console.print(f"{out}: {100 * spent:.1f}% of the dense compute on validation images", markup=False, soft_wrap=True)
+    write_result(json, description)
+
+
+def compare(
+    out: tyro.conf.Positional[Path],
+    algorithms: tuple[str, ...] = ("ppo", "a2c", "reinforce"),
+    budgets: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.75),
+    seeds: tuple[int, ...] = (0,),
+    total_timesteps: int = 1_000_000,
+    env: EnvFlags = EnvConfig(),  # noqa: B008 (frozen)
+    joint: bool = False,
+    joint_training: JointFlags = JointConfig(),  # noqa: B008 (frozen)
+    curriculum: float = 0.0,
+    upfront: bool = False,
+    static_mask_images: int = 256,
+    json: Path | None = None,
+) -> None:
+    """Train algorithms at several budgets and seeds, and hold them against every baseline; resumes what is missing.
+
+    Args:
+        out: folder of the run directories.
+        algorithms: names.
+        budgets: shares of the dense net's compute.
+        seeds: of training.
+        total_timesteps: environment steps of each run.
+        env: environment arguments.
+        joint: train the ViT, too, on the paths that the agent takes.
+        joint_training: how.
+        curriculum: share of the steps over which the blocks become free to be skipped.
+        upfront: decide all blocks at once, after block 0.
+        static_mask_images: validation images on which all static masks are tried; 0 leaves that baseline out.
+        json: also write all numbers here.
+    """
+    base = TrainConfig(
+        total_timesteps=total_timesteps,
+        env=env.changed(),
+        joint=joint_training if joint else None,
+        curriculum=curriculum,
+        upfront=upfront,
+    )
+    cells = make_cells(base, out, algorithms, budgets, seeds)
+    evaluations = compare_cells(cells, static_mask_images=static_mask_images)
+    console.print(accuracy_table(evaluations))
+    write_result(json, evaluations)
+
+
+def _json_object(argument: str, text: str) -> dict[str, Any]:
+    try:
+        values = jsonlib.loads(text)
+    except jsonlib.JSONDecodeError as error:
+        raise ValueError(f"{argument}: expected a JSON object, got {text!r}: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{argument}: expected a JSON object, got {text!r}")
+    return values
