@@ -1,8 +1,11 @@
-"""Accuracy over compute: what a set of networks attains, and which of them to mix at a budget."""
+"""Accuracy over compute: what a set of networks attains, which of them to mix at a budget, what their paths tell."""
+
+import math
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
+from scipy.special import entr, expit
 
 Numbers = Float[NDArray[np.floating], " M"]
 
@@ -45,6 +48,64 @@ def neighbours(macs: Numbers, accuracy: Numbers, target: float) -> tuple[int, in
     if dearer == len(envelope):
         return int(envelope[-1]), int(envelope[-1])
     return int(envelope[max(dearer - 1, 0)]), int(envelope[dearer])
+
+
+def accuracy_at(macs: Numbers, accuracy: Numbers, target: float) -> float:
+    """Accuracy that a set of networks attains at a mean compute: linear interpolation on `upper_envelope`.
+
+    Args:
+        macs: compute of each network, in any unit, e.g. as a fraction of the dense one's.
+        accuracy: of each network, on the same images.
+        target: mean compute, in the unit of `macs`.
+
+    Returns:
+        NaN below the cheapest network; the best accuracy of all where more compute buys nothing.
+    """
+    envelope = upper_envelope(macs, accuracy)
+    return float(np.interp(target, macs[envelope], accuracy[envelope], left=np.nan))
+
+
+def hypervolume(
+    macs_fraction: Numbers, accuracy: Numbers, *, max_macs_fraction: float = 1.0, min_accuracy: float = 0.0
+) -> float:
+    """Area of what the networks dominate: cost no less than one of them, and are no more accurate.
+
+    One number for a whole trade-off (Zitzler and Thiele, 1998); of the networks themselves, without mixtures.
+
+    Args:
+        macs_fraction: compute of each network.
+        accuracy: of each network.
+        max_macs_fraction: first half of the reference point: what costs more counts for nothing.
+        min_accuracy: second half: what is less accurate counts for nothing.
+
+    Returns:
+        At least 0; with the default reference (the dense compute, no accuracy) at most 1.
+    """
+    order = np.argsort(macs_fraction, kind="stable")
+    edges = np.append(np.minimum(macs_fraction[order], max_macs_fraction), max_macs_fraction)
+    heights = np.maximum.accumulate(np.maximum(accuracy[order] - min_accuracy, 0))
+    return float((np.diff(edges) * heights).sum())
+
+
+def path_information(
+    keep_mask: Bool[NDArray[np.bool_], "N U"], log_odds: Float[NDArray[np.floating], "N U"] | None = None
+) -> float:
+    """Mutual information of image and path, in bits: 0 where the path does not depend on the image.
+
+    It is H(path) - H(path | image). The first is the entropy of the frequencies of the paths plus (paths - 1) / (2 N)
+    nats (Miller, 1955; Madow): frequencies alone give too little. Still too little where paths are nearly as many as
+    images. The second is 0 for a policy that does not sample; for one that does, the mean over images of the summed
+    entropies of the decisions along the sampled path, which has no bias. So the estimate can fall below 0 by chance.
+
+    Args:
+        keep_mask: the path of each image, one per image.
+        log_odds: of RUN at each step of that path, if the policy sampled it.
+    """
+    _, counts = np.unique(keep_mask, axis=0, return_counts=True)
+    nats = entr(counts / counts.sum()).sum() + (len(counts) - 1) / (2 * counts.sum())
+    if log_odds is not None:
+        nats -= (entr(expit(log_odds)) + entr(expit(-log_odds))).sum(1).mean()
+    return float(nats) / math.log(2)
 
 
 def _is_below(macs: Numbers, accuracy: Numbers, left: int, middle: int, right: int) -> bool:
