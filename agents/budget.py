@@ -11,7 +11,8 @@ from ..envs.core import SkipCore
 from .callbacks import SkipStatistics
 from .dynamic_vit import DynamicViT
 
-GAIN = 10.0  # how far the multiplier's logarithm would go in all of training if that spent twice the budget
+INTEGRAL = 8.0  # how far the multiplier's logarithm goes in all of training if that spends twice the budget
+PROPORTIONAL = 0.5  # and what it gets on top while rollouts do: damps the swing that comes of the agent's delay
 BISECTIONS = 12
 LEAN = 12.0  # log-odds; a lean this large runs, or skips, nearly everything
 
@@ -19,7 +20,8 @@ LEAN = 12.0  # log-odds; a lean this large runs, or skips, nearly everything
 class BudgetController(BaseCallback):
     """Raises the cost weight when rollouts spend more than the budget, and lowers it when they spend less.
 
-    The cost weight is the Lagrange multiplier of "mean MACs share <= budget"; its logarithm follows the violation.
+    The cost weight is the Lagrange multiplier of "mean MACs share <= budget"; a proportional-integral controller moves
+    its logarithm (Stooke et al., 2020).
 
     Args:
         core: whose `cost_weight` to steer; it must be positive.
@@ -30,7 +32,7 @@ class BudgetController(BaseCallback):
     def __init__(self, core: SkipCore, budget: float, statistics: SkipStatistics) -> None:
         super().__init__()
         self.core, self.budget, self.statistics = core, budget, statistics
-        self._seen, self._since = 0, 0
+        self._seen, self._since, self._log = 0, 0, math.log(core.cost_weight)
 
     def _on_step(self) -> bool:
         return True
@@ -42,7 +44,8 @@ class BudgetController(BaseCallback):
         share = (self.num_timesteps - self._since) / self.model._total_timesteps
         self._seen, self._since = len(spent), self.num_timesteps
         violation = max(-1.0, min(1.0, spent[-1] / self.budget - 1))
-        self.core.cost_weight *= math.exp(GAIN * share * violation)
+        self._log += INTEGRAL * share * violation
+        self.core.cost_weight = math.exp(self._log + PROPORTIONAL * violation)
         self.logger.record("skip/cost_weight", self.core.cost_weight)
 
 
