@@ -8,7 +8,7 @@ from gymnasium.utils import EzPickle
 from numpy.typing import NDArray
 
 from .config import EnvArguments, EnvConfig
-from .reward import COSTS, TASK_REWARDS
+from .reward import TASK_REWARDS
 from .single import SkipEnv
 
 TASK_BOUNDS = {"correct": (0.0, 1.0), "margin": (-1.0, 1.0), "logprob": (-np.inf, 0.0)}  # without bounds elsewhere
@@ -51,9 +51,8 @@ class MultiObjectiveSkipEnv(SkipEnv):
             raise ValueError(f"reward: expected one that holds no compute, got {config.reward!r}")
         super().__init__(render_mode=render_mode, **{**arguments, "cost_weight": 0.0})  # leaves the task reward
         EzPickle.__init__(self, render_mode=render_mode, **arguments)
-        self._cost_share = COSTS[config.cost](self.core.backbone, config.action_unit)
         least, most = TASK_BOUNDS.get(config.reward, (-np.inf, np.inf))
-        low, high = (np.array(bounds, np.float32) for bounds in ((least, -self._cost_share.max()), (most, 0)))
+        low, high = (np.array(bounds, np.float32) for bounds in ((least, -self.core.cost_share.max()), (most, 0)))
         self.reward_space = gym.spaces.Box(low, high, dtype=np.float32)
         self.reward_dim = 2
 
@@ -67,6 +66,6 @@ class MultiObjectiveSkipEnv(SkipEnv):
         """
         unit = int(self.core.unit_index[0])
         observation, task_reward, terminated, truncated, info = super().step(action)
-        cost = self.core.keep_mask[0, unit] * self._cost_share[unit]
+        cost = self.core.keep_mask[0, unit] * self.core.cost_share[unit]
         reward = np.array([task_reward, -cost], np.float32) + np.float32(0)  # no negative zeros
         return observation, reward, terminated, truncated, info
