@@ -81,7 +81,7 @@ def distill(
 
 def _teach(teacher: DynamicViT, images: Shaped[Tensor, "N 3 H W"], progress_bar: bool) -> Bool[Tensor, "N U"]:
     device, masks = next(teacher.parameters()).device, []
-    for batch in tqdm(images.split(500), desc="teacher", leave=False, disable=not progress_bar):
+    for batch in tqdm(images.split(500), desc="teacher", leave=False, disable=None if progress_bar else True):
         teacher(batch.to(device))
         assert teacher.last_trace is not None
         masks.append(teacher.last_trace.keep_mask)
@@ -93,7 +93,7 @@ def _fit(
 ) -> None:
     optimizer = torch.optim.AdamW(policy.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     generator = torch.Generator().manual_seed(config.seed)
-    for step in tqdm(range(config.steps), desc="planner", leave=False, disable=not progress_bar):
+    for step in tqdm(range(config.steps), desc="planner", leave=False, disable=None if progress_bar else True):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - step / config.steps)
         rows = torch.randint(len(observations), (config.batch_size,), generator=generator).to(observations.device)

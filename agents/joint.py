@@ -118,7 +118,7 @@ class JointTraining(BaseCallback):
         first = len(self.curve["loss"]) * steps
         losses, spent = [], []
         self.core.backbone.train().requires_grad_(True)
-        progress = tqdm(range(steps), desc="ViT", unit="step", leave=False, disable=not self.progress_bar)
+        progress = tqdm(range(steps), desc="ViT", unit="step", leave=False, disable=None if self.progress_bar else True)
         for step in progress:
             for group in self._optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate_at(step / steps)

@@ -66,7 +66,9 @@ class TrainConfig:
         if self.budget is not None and not 0 < self.budget < 1:
             raise ValueError(f"budget: expected a share of the dense MACs in (0, 1), got {self.budget}")
         if self.budget is not None and not self.env_config.cost_weight > 0:
-            raise ValueError(f"cost_weight: expected more than 0 to steer to a budget, got {self.env_config.cost_weight}")
+            raise ValueError(
+                f"cost_weight: expected more than 0 to steer to a budget, got {self.env_config.cost_weight}"
+            )
         if not 0 <= self.curriculum <= 1:
             raise ValueError(f"curriculum: expected a share of the steps in [0, 1], got {self.curriculum}")
         reserved = RESERVED & self.hyperparameters.keys()

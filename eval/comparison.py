@@ -23,6 +23,7 @@ from ..agents.training import TrainConfig, train
 from ..backbone import Dataset, load_dataset
 from ..envs import EnvConfig
 from .evaluation import evaluate, validation_masks
+from .frontier import hypervolume
 from .statistics import bootstrap_interval
 
 EVALUATION = "evaluation.json"
@@ -86,7 +87,7 @@ def compare(cells: Sequence[Cell], *, static_mask_images: int = 256, progress_ba
     """
     masks: StaticMasks | None = None
     evaluations = []
-    for cell in tqdm(cells, desc="compare", unit="run", disable=not progress_bar):
+    for cell in tqdm(cells, desc="compare", unit="run", disable=None if progress_bar else True):
         known = cell.evaluation()
         if known is None:
             net = _trained(cell, progress_bar)
@@ -118,20 +119,32 @@ def _splits(env: EnvConfig) -> tuple[Dataset, Dataset]:
 
 
 def accuracy_table(evaluations: Sequence[dict[str, Any]]) -> Table:
-    """Test accuracy of each algorithm and baseline at each budget: mean over seeds, and its 95% interval."""
+    """Test accuracy of each algorithm and baseline at each budget: mean over seeds, and its 95% interval.
+
+    The hypervolume is that of all its networks together, up to the dense compute.
+    """
     budgets = sorted({evaluation["budget"] for evaluation in evaluations})
     seeds = {evaluation["seed"] for evaluation in evaluations}
     dense = np.mean([evaluation["dense"]["accuracy"] for evaluation in evaluations])
     table = Table(
         title=f"test accuracy [%] at a share of the dense compute; dense {100 * dense:.2f}; {len(seeds)} seeds"
     )
-    for heading in ("regime", "network", *(f"{100 * budget:.0f}%" for budget in budgets), "paths", "bits"):
+    for heading in (
+        "regime",
+        "network",
+        *(f"{100 * budget:.0f}%" for budget in budgets),
+        "hypervolume",
+        "paths",
+        "bits",
+    ):
         table.add_column(escape(heading), justify="left" if heading in ("regime", "network") else "right")
     for regime, name, rows in _series(evaluations):
         by_budget = [np.array([row["accuracy"] for budget, row in rows if budget == wanted]) for wanted in budgets]
         paths = np.mean([row["distinct_paths"] for _, row in rows])
         bits = np.mean([row["path_bits"] for _, row in rows])
-        table.add_row(regime, name, *map(_mean, by_budget), f"{paths:.0f}", f"{bits:.1f}")
+        macs, accuracy = (np.array([row[key] for _, row in rows]) for key in ("macs_fraction", "accuracy"))
+        volume = f"{hypervolume(macs, accuracy):.3f}"
+        table.add_row(regime, name, *map(_mean, by_budget), volume, f"{paths:.0f}", f"{bits:.1f}")
     return table
 
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ..agents.dynamic_vit import DynamicViT
 from ..backbone import Dataset
+from .frontier import path_information
 from .statistics import rank_correlation
 
 
@@ -51,10 +52,8 @@ class Measurement:
 
     @property
     def path_bits(self) -> float:
-        """Entropy of the paths [bits], Miller-Madow corrected; what the paths of a fixed policy tell of the image."""
-        counts = np.unique(self.keep_mask, axis=0, return_counts=True)[1]
-        share = counts / counts.sum()
-        return float(-(share * np.log2(share)).sum() + (len(counts) - 1) / (2 * counts.sum() * np.log(2)))
+        """Mutual information of image and path [bits], of a policy that does not sample."""
+        return path_information(self.keep_mask)
 
     @property
     def difficulty_correlation(self) -> float:

@@ -61,7 +61,7 @@ def test_what_is_finished_is_only_read(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_table_has_means_and_intervals() -> None:
-    numbers = {"distinct_paths": 4, "path_bits": 1.5}
+    numbers = {"distinct_paths": 4, "path_bits": 1.5, "macs_fraction": 0.5}
     evaluations = [
         {
             "regime": "frozen",
@@ -80,6 +80,7 @@ def test_the_table_has_means_and_intervals() -> None:
     assert "dense 90.00; 2 seeds" in " ".join(" ".join(lines[:3]).split())
     ppo = next(line for line in lines if " ppo " in line)
     assert "75.00 [70.00, 80.00]" in ppo and "85.00 " in ppo
+    assert "0.425" in ppo  # 0.85 from half of the compute on
     assert any("first k" in line and "50.00" in line for line in lines)
 
 
