@@ -22,6 +22,10 @@ Order = Literal["random", "sequential"]
 _PROCESS = os.getpid()  # where this module was imported: a worker that finds it imported was forked, not spawned
 
 
+class UnknownArgumentError(TypeError, ValueError):
+    """A keyword argument that the environment does not take; a TypeError as well, for callers that try arguments."""
+
+
 class EnvArguments(TypedDict, total=False):
     """Keyword arguments of `gym.make("ViTSkip-v0", ...)`; meanings and defaults in `EnvConfig`."""
 
@@ -105,7 +109,8 @@ class EnvConfig:
         valid = [field.name for field in fields(cls)]
         for argument in arguments:
             if argument not in valid:
-                raise unknown_name("environment argument", argument, [*valid, *others])
+                error = unknown_name("environment argument", argument, [*valid, *others])
+                raise UnknownArgumentError(f"{error} (unexpected keyword argument {argument!r})")
         return cls(**arguments)
 
     def arguments(self) -> EnvArguments:

@@ -2,8 +2,7 @@
 
 python examples/torchrl_env.py
 
-`GymWrapper(gym.make("ViTSkip-v0"))` wraps a single environment alike. `GymEnv("ViTSkip-v0")` does not: it tries an
-argument `frameskip`, which `ViTSkip-v0` refuses.
+`GymWrapper(gym.make("ViTSkip-v0"))` and `GymEnv("ViTSkip-v0")` wrap a single environment alike.
 """
 
 from dataclasses import dataclass

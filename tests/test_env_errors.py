@@ -327,3 +327,9 @@ def test_cuda_in_a_spawned_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multiprocessing, "parent_process", object)
     with refused("device: expected \"cpu\", as PyTorch finds no CUDA device here, got 'cuda'"):
         check_device("cuda")
+
+
+def test_an_unknown_argument_is_a_type_error_too() -> None:
+    """As of any function; TorchRL's GymEnv relies on its usual words."""
+    with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'"):
+        EnvConfig.from_arguments({"frameskip": 1})

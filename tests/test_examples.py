@@ -92,6 +92,13 @@ def test_torchrl_finds_no_fault(arguments: dict[str, Any], output: str) -> None:
     assert (depth == 0).all()  # the last observation of an episode, not the first of the next
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_torchrl_makes_it_by_its_id() -> None:
+    """It tries arguments, and goes on without those that a TypeError names as unexpected."""
+    torchrl = pytest.importorskip("torchrl.envs")
+    torchrl.check_env_specs(torchrl.GymEnv("ViTSkip-v0", **toys.TINY))
+
+
 def test_torchrl_reads_two_rewards() -> None:
     torchrl = pytest.importorskip("torchrl.envs")
     env = torchrl.GymWrapper(gym.make("mo-ViTSkip-v0", **toys.TINY))
