@@ -13,7 +13,7 @@ from .dynamic_vit import DynamicViT
 
 INTEGRAL = 8.0  # how far the multiplier's logarithm goes in all of training if that spends twice the budget
 PROPORTIONAL = 0.5  # and what it gets on top while rollouts do: damps the swing that comes of the agent's delay
-BISECTIONS = 12
+BISECTIONS = 18  # Q-networks decide by small differences
 LEAN = 12.0  # log-odds; a lean this large runs, or skips, nearly everything
 
 
