@@ -107,6 +107,7 @@ def test_difficulty_correlates_with_units_run() -> None:
         "units_run": 2.5,
         "macs_fraction": 0.625,
         "distinct_paths": 4,
+        "path_bits": pytest.approx(2 + 3 / (8 * math.log(2))),
         "difficulty_correlation": pytest.approx(1),
         "run_rate": [1.0, 0.75, 0.5, 0.25],
     }
