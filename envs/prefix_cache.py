@@ -21,8 +21,6 @@ from ..backbone.protocol import ActionUnit
 MEGABYTE = 10**6  # bytes
 WAYS = 8  # places of a bucket
 ANSWERS_SHARE = 0.25  # of the memory, for what the head says; the rest is for tokens, which are many times larger
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads keys that lie close together
-_HALF = np.uint64(32)
 
 Compute = Callable[[NDArray[np.int64]], tuple[Tensor, ...]]
 
@@ -98,8 +96,12 @@ class StateTable:
         self._values = tuple(value.new_empty(buckets * WAYS, *value.shape[1:]) for value in values)
 
     def _buckets(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        spread = (keys.astype(np.uint64) * _MULTIPLIER) >> _HALF
-        return ((spread * np.uint64(len(self._keys))) >> _HALF).astype(np.int64)
+        """Spreads keys that lie close together, and those a power of two apart (SplitMix64, Steele et al., 2014)."""
+        mixed = keys.astype(np.uint64)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        high = mixed >> np.uint64(32)
+        return ((high * np.uint64(len(self._keys))) >> np.uint64(32)).astype(np.int64)
 
 
 class PrefixCache:
@@ -138,12 +140,13 @@ class PrefixCache:
             raise ValueError(
                 f"prefix_cache: expected at most 2^63 states, got {len(images)} images of {num_units} units"
             )
-        self.backbone, self.images, self.action_unit, self.num_units = backbone, images, action_unit, num_units
+        self.backbone, self.images, self.num_units = backbone, images, num_units
+        self.action_unit: ActionUnit = action_unit
         max_bytes = int(megabytes * MEGABYTE)
         self.answers = StateTable(int(ANSWERS_SHARE * max_bytes))
         self.tokens = StateTable(max_bytes - self.answers.max_bytes)
         self.visits = self.hits = self.replays = 0
-        self._of_tokens = np.full(num_envs, -1)  # key of the state whose tokens each row of the core holds
+        self._of_tokens = np.full(num_envs, -1)  # key of the state whose tokens each row of the core holds; -1: none
         self._bits = 1 << np.arange(num_units)
         self._weights = [parameter for parameter in backbone.parameters() if not parameter.is_inference()]
         self._version = self._weights_version()
@@ -154,9 +157,10 @@ class PrefixCache:
         return self.answers.nbytes + self.tokens.nbytes
 
     def clear(self) -> None:
-        """Forget all states. Rows keep their own tokens and logits."""
+        """Forget all states, those that rows hold too: they are made again from the image, with the weights as now."""
         self.answers.clear()
         self.tokens.clear()
+        self._of_tokens.fill(-1)
         self._version = self._weights_version()
 
     def keys(self, image_index: NDArray[np.int64], keep_mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -236,18 +240,9 @@ class PrefixCache:
             _write([current], stale[stored], self.tokens.rows(slots[stored]))
         lost = stale[~stored]
         if lost.size:
-            _write(
-                [current],
-                lost,
-                [
-                    self._replay(
-                        rows[lost],
-                        image_index[lost],
-                        keep_mask[lost],
-                        current.index_select(0, _to(current.device, lost)),
-                    )
-                ],
-            )
+            own = current.index_select(0, _to(tokens.device, lost))
+            replayed = self._replay(rows[lost], image_index[lost], keep_mask[lost], own)
+            _write([current], lost, [replayed])
         return current
 
     def _replay(
