@@ -1,7 +1,9 @@
-"""A compute budget: a Lagrangian that holds it while learning, and a last correction on validation images."""
+"""Compute budgets: a Lagrangian that holds them while learning, and a last correction on validation images."""
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Shaped
 from stable_baselines3.common.callbacks import BaseCallback
@@ -18,40 +20,46 @@ LEAN = 12.0  # log-odds; a lean this large runs, or skips, nearly everything
 
 
 class BudgetController(BaseCallback):
-    """Raises the cost weight when rollouts spend more than the budget, and lowers it when they spend less.
+    """Raises a budget's cost weight when rollouts spend more than the budget, and lowers it when they spend less.
 
     The cost weight is the Lagrange multiplier of "mean MACs share <= budget"; a proportional-integral controller moves
     its logarithm (Stooke et al., 2020).
 
     Args:
         core: whose `cost_weight` to steer; it must be positive.
-        budget: mean share of the dense net's MACs, in (0, 1).
+        budgets: mean shares of the dense net's MACs, in (0, 1), one for each cost weight.
         statistics: of the same training run; it must come first in the list of callbacks.
     """
 
-    def __init__(self, core: SkipCore, budget: float, statistics: SkipStatistics) -> None:
+    def __init__(self, core: SkipCore, budgets: Sequence[float], statistics: SkipStatistics) -> None:
         super().__init__()
-        self.core, self.budget, self.statistics = core, budget, statistics
-        self._seen, self._since, self._log = 0, 0, math.log(core.cost_weight)
+        self.core, self.budgets, self.statistics = core, np.array(budgets), statistics
+        self._seen, self._since, self._log = 0, 0, np.log(core.cost_weight)
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_end(self) -> None:
-        spent = self.statistics.curve["macs_fraction"]
-        if len(spent) == self._seen:
+        rollouts = len(self.statistics.curve["timesteps"])
+        if rollouts == self._seen:
             return
         share = (self.num_timesteps - self._since) / self.model._total_timesteps
-        self._seen, self._since = len(spent), self.num_timesteps
-        violation = max(-1.0, min(1.0, spent[-1] / self.budget - 1))
+        self._seen, self._since = rollouts, self.num_timesteps
+        keys = self.core.config.budgets or (None,)
+        spent = np.array([self.statistics.spent.get(key, math.nan) for key in keys])
+        violation = np.nan_to_num((spent / self.budgets - 1).clip(-1, 1))  # 0 for a budget that no episode had
         self._log += INTEGRAL * share * violation
-        self.core.cost_weight = math.exp(self._log + PROPORTIONAL * violation)
-        self.logger.record("skip/cost_weight", self.core.cost_weight)
+        self.core.cost_weight = np.exp(self._log + PROPORTIONAL * violation)
+        for budget, cost_weight in zip(self.budgets, self.core.cost_weight, strict=True):
+            self.logger.record(f"skip/cost_weight_at_{round(100 * budget)}", cost_weight)
 
 
 @torch.no_grad()
 def calibrate(net: DynamicViT, images: Shaped[Tensor, "N 3 H W"], budget: float, *, batch_size: int = 500) -> float:
-    """Shift all decisions alike so that the deployed network spends the budget, policy included.
+    """Make the deployed network spend the budget, policy included.
+
+    All decisions are shifted alike. A policy that is shown budgets is shown this one, and `set_budget` knows of it from
+    then on.
 
     Args:
         net: with a learnt rule; changed in place.
@@ -62,13 +70,16 @@ def calibrate(net: DynamicViT, images: Shaped[Tensor, "N 3 H W"], budget: float,
     Returns:
         The share it spends on these images now.
     """
-    low, high, lean = -LEAN, LEAN, 0.0
+    net.shown_budget = budget
+    low, high = -LEAN, LEAN
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        net.policy.lean(middle - lean)
-        lean = middle
+        net.lean_to(middle)
         spent = macs_fraction(net, images, batch_size)
         low, high = (middle, high) if spent < budget else (low, middle)
+    if net.policy.layout.shows_budget:
+        net.budgets[budget] = (low + high) / 2
+        net.set_budget(budget)
     return macs_fraction(net, images, batch_size)
 
 

@@ -25,6 +25,7 @@ class SkipStatistics(BaseCallback):
 
     Attributes:
         curve: columns over rollouts: environment steps, mean return, success rate, MACs fraction.
+        spent: in the latest of them, MACs fraction at each budget, with key None without budgets.
     """
 
     def __init__(self, figure_every: int = 25) -> None:
@@ -33,6 +34,7 @@ class SkipStatistics(BaseCallback):
         self.curve: dict[str, list[float]] = {
             name: [] for name in ("timesteps", "episode_return", "success_rate", "macs_fraction")
         }
+        self.spent: dict[float | None, float] = {}
         self._episodes: list[dict[str, Any]] = []
 
     def _on_step(self) -> bool:
@@ -50,6 +52,13 @@ class SkipStatistics(BaseCallback):
             "macs_fraction": float(np.mean([info["macs_fraction"] for info in self._episodes])),
         }
         self.logger.record("skip/macs_fraction", means["macs_fraction"])
+        by_budget: dict[float | None, list[float]] = {}
+        for info in self._episodes:
+            by_budget.setdefault(info.get("budget"), []).append(info["macs_fraction"])
+        self.spent = {budget: float(np.mean(fractions)) for budget, fractions in by_budget.items()}
+        for budget, spent in self.spent.items():
+            if budget is not None:
+                self.logger.record(f"skip/macs_fraction_at_{round(100 * budget)}", spent)
         self.logger.record("skip/units_run", float(masks.sum(1).mean()))
         self.logger.record("skip/distinct_paths", len(np.unique(masks, axis=0)))
         for unit, rate in enumerate(masks.mean(0)):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
@@ -61,6 +62,9 @@ class DynamicViT(nn.Module):
 
     Attributes:
         last_trace: of the latest forward; None before it.
+        shown_budget: what a policy that was trained for several budgets sees as the share of compute to spend, one
+            number, or one for each image [B, 1]; others do not look at it. `set_budget` sets it.
+        budgets: for each budget of such a policy, the lean with which it spent that on validation images.
 
     Raises:
         ValueError: if the policy was made for another backbone, or the mode is unknown.
@@ -72,7 +76,7 @@ class DynamicViT(nn.Module):
         self, backbone: Backbone, policy: Policy, *, action_unit: ActionUnit = "block", mode: Mode = "gather"
     ) -> None:
         super().__init__()
-        expected = ObservationLayout.of(backbone, policy.layout.kind, action_unit)
+        expected = ObservationLayout.of(backbone, policy.layout.kind, action_unit, policy.layout.shows_budget)
         if policy.layout != expected:
             raise ValueError(f"policy: expected one for {expected}, got one for {policy.layout}")
         if mode not in get_args(Mode):
@@ -81,6 +85,9 @@ class DynamicViT(nn.Module):
         self.action_unit: ActionUnit = action_unit
         self.mode: Mode = mode
         self.last_trace: Trace | None = None
+        self.shown_budget: float | Tensor = 0.5
+        self.budgets: dict[float, float] = {}
+        self._lean = 0.0
         self._unit_macs = backbone.macs.units(action_unit)
         self.register_buffer("_one_hot", torch.eye(len(self._unit_macs)), persistent=False)
 
@@ -112,7 +119,7 @@ class DynamicViT(nn.Module):
             tokens = self._run_unit(unit, tokens)
         spent = torch.full((len(tokens),), sum(self._unit_macs[:first]), device=tokens.device)
         observation = self._observe(tokens, spent).observation
-        observation[:, self.policy.layout.depth] = self._one_hot[first]
+        self._show_progress(observation, first)
         return tokens, observation
 
     def _run_upfront(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
@@ -144,7 +151,7 @@ class DynamicViT(nn.Module):
         state = self._observe(tokens, torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device))
         decisions, memory = [], None
         for unit, macs in enumerate(self._unit_macs):
-            state.observation[:, self.policy.layout.depth] = self._one_hot[unit]
+            self._show_progress(state.observation, unit)
             run, memory = self.policy.step(state.observation, memory)
             decisions.append(run)
             rows = run.nonzero().squeeze(1)
@@ -167,11 +174,19 @@ class DynamicViT(nn.Module):
         return self._run_unit(unit, tokens.index_select(0, rows))
 
     def _observe(self, tokens: Float[Tensor, "B N D"], spent: Int64[Tensor, " B"]) -> "_State":
-        """The head and the observation again, for rows whose tokens are new; the depth is filled in at each unit."""
+        """The head and the observation again, for rows whose tokens are new; `_show_progress` fills in the rest."""
         logits = self.backbone.classify(tokens)
-        progress = torch.zeros(len(tokens), len(self._unit_macs) + 1, device=tokens.device)
-        progress[:, -1] = spent.double() / sum(self._unit_macs)
-        return _State(tokens, logits, self.policy.layout.observe(logits, progress, tokens), spent)
+        layout, units = self.policy.layout, len(self._unit_macs)
+        progress = torch.zeros(len(tokens), layout.progress.stop - layout.progress.start, device=tokens.device)
+        progress[:, units] = spent.double() / sum(self._unit_macs)
+        return _State(tokens, logits, layout.observe(logits, progress, tokens), spent)
+
+    def _show_progress(self, observation: Float[Tensor, "B O"], unit: int) -> None:
+        """Fill in, in place, what is the same before and after a skip: the next unit, and the budget."""
+        layout = self.policy.layout
+        observation[:, layout.depth] = self._one_hot[unit]
+        if layout.shows_budget:
+            observation[:, layout.budget] = self.shown_budget
 
     def _leave_trace(
         self,
@@ -183,6 +198,26 @@ class DynamicViT(nn.Module):
         macs = self.backbone.macs
         policy = decisions * self.policy.macs + head_calls * macs.head  # the last head call gives the logits
         self.last_trace = Trace(keep_mask, macs.stem + spent + macs.head + policy)
+
+    def lean_to(self, lean: float) -> None:
+        """Shift every decision towards RUN by this much log-odds, in place of any shift before."""
+        self.policy.lean(lean - self._lean)
+        self._lean = lean
+
+    def set_budget(self, budget: float) -> None:
+        """Choose the mean share of the dense compute to spend, of a policy that was trained for several budgets.
+
+        Raises:
+            ValueError: if the policy was not, or the budget is outside those.
+        """
+        if not self.budgets:
+            raise ValueError(f"budget: expected none, as the policy was not trained for several, got {budget}")
+        least, most = min(self.budgets), max(self.budgets)
+        if not least <= budget <= most:
+            raise ValueError(f"budget: expected a share of the dense compute in [{least}, {most}], got {budget}")
+        self.shown_budget = budget
+        budgets = sorted(self.budgets)
+        self.lean_to(float(np.interp(budget, budgets, [self.budgets[known] for known in budgets])))
 
     def save(self, path: str | Path, *, backbone_name: str, record: dict[str, Any] | None = None) -> None:
         """Write a run directory: `run.json`, `backbone.safetensors`, `policy.safetensors`.
@@ -200,12 +235,25 @@ class DynamicViT(nn.Module):
             "observation": self.policy.layout.kind,
             "rule": self.policy.rule_name,
             "rule_arguments": self.policy.rule.arguments,
+            "budgets": sorted(self.budgets.items()) if self.policy.layout.shows_budget else None,
         }
+        lean = self._lean
+        if self.budgets:
+            self.lean_to(0.0)  # each budget brings its own
         run_directory.write(Path(path), description, record or {}, self.backbone, self.policy)
+        self.lean_to(lean)
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "cpu", mode: Mode = "gather") -> "DynamicViT":
+    def load(
+        cls, path: str | Path, *, device: str = "cpu", mode: Mode = "gather", budget: float | None = None
+    ) -> "DynamicViT":
         """Read a run directory made by `save` or `vitskip train`. Nothing in it is executed.
+
+        Args:
+            path: the folder.
+            device: where to put the network.
+            mode: "gather" or "dense".
+            budget: as for `set_budget`; the middle one of an agent of several budgets if not given.
 
         Raises:
             FileNotFoundError: if the folder or one of its files is missing.
@@ -214,6 +262,10 @@ class DynamicViT(nn.Module):
         run = run_directory.read(Path(path))
         backbone = run.load_backbone()
         kind: ObservationKind = run.observation
-        layout = ObservationLayout.of(backbone, kind, run.action_unit)
+        layout = ObservationLayout.of(backbone, kind, run.action_unit, run.budgets is not None)
         policy = run.load_policy(layout)
-        return cls(backbone, policy, action_unit=run.action_unit, mode=mode).to(device).eval()
+        net = cls(backbone, policy, action_unit=run.action_unit, mode=mode).to(device).eval()
+        net.budgets = {float(known): float(lean) for known, lean in run.budgets or ()}
+        if net.budgets or budget is not None:
+            net.set_budget(sorted(net.budgets)[len(net.budgets) // 2] if budget is None else budget)
+        return net

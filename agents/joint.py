@@ -4,6 +4,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
@@ -123,6 +124,7 @@ class JointTraining(BaseCallback):
             for group in self._optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate_at(step / steps)
             batch = self._batches[first + step]
+            net.shown_budget = self._draw_budgets(len(batch.images), first + step)
             net(batch.images)
             assert net.last_trace is not None
             spent.append(net.last_trace.macs.float().mean())
@@ -131,6 +133,11 @@ class JointTraining(BaseCallback):
         self.core.weights_changed()
         self.curve["loss"].append(float(torch.stack(losses).mean()))
         self.curve["macs_fraction"].append(float(torch.stack(spent).mean()) / self.core.backbone.macs.total)
+
+    def _draw_budgets(self, images: int, step: int) -> Tensor:
+        """One for each image, [B, 1]; zeros where the environment has none."""
+        generator = np.random.default_rng([self.recipe.seed, step])
+        return torch.tensor(generator.choice(self.core.config.budgets or (0.0,), (images, 1))).float()
 
     def _descend(self, images: Tensor, targets: Tensor, keep_mask: Tensor) -> Tensor:
         with torch.no_grad():

@@ -34,6 +34,7 @@ class Run:
         observation: "belief" or "tokens".
         rule: name of the policy's rule.
         rule_arguments: its arguments.
+        budgets: of an agent that is shown one: pairs of a budget and its lean; None for any other.
         record: further JSON values: configuration, seed, versions, results.
     """
 
@@ -44,6 +45,7 @@ class Run:
     observation: ObservationKind
     rule: str
     rule_arguments: dict[str, Any]
+    budgets: list[list[float]] | None
     record: dict[str, Any]
 
     def load_backbone(self) -> Backbone:
@@ -100,6 +102,7 @@ def read(path: Path) -> Run:
     if values.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{file}: expected format_version {FORMAT_VERSION}, got {values.get('format_version')!r}")
     values.setdefault("architecture", {})
+    values.setdefault("budgets", None)
     expected = {
         "backbone": str,
         "architecture": dict,
@@ -116,7 +119,16 @@ def read(path: Path) -> Run:
     for key, valid in choices.items():
         if values[key] not in valid:
             raise ValueError(f"{file}: expected {key!r} to be one of {', '.join(valid)}, got {values[key]!r}")
-    return Run(path, **{key: values[key] for key in expected})
+    budgets = values["budgets"]
+    if budgets is not None and not (isinstance(budgets, list) and all(map(_is_pair, budgets))):
+        raise ValueError(f"{file}: expected 'budgets' to be pairs of a share and a lean, got {budgets!r}")
+    return Run(path, **{key: values[key] for key in (*expected, "budgets")})
+
+
+def _is_pair(values: Any) -> bool:
+    if not isinstance(values, list) or len(values) != 2:
+        return False
+    return all(isinstance(value, int | float) for value in values) and 0 < values[0] < 1
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -27,6 +27,9 @@ class Supervised(EpisodicAlgorithm):
         ent_coef: weight of the entropy.
         max_grad_norm: largest norm of the gradient.
         **common: of SB3's base class.
+
+    Raises:
+        ValueError: if the environment has several budgets.
     """
 
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": BoundedPolicy}
@@ -51,6 +54,8 @@ class Supervised(EpisodicAlgorithm):
             max_grad_norm=max_grad_norm,
             **common,
         )
+        if self.core.config.budgets:
+            raise ValueError(f"budgets: expected none for {type(self).__name__}, got {self.core.config.budgets}")
 
     def log_odds(self, observation: Float[Tensor, "B O"]) -> Float[Tensor, " B"]:
         """Of RUN, with gradients to the policy."""
@@ -81,7 +86,7 @@ class Gumbel(Supervised):
             logits, cost = self._gated_pass(image_index.cpu())
             labels = self.core.dataset.labels[image_index.cpu()].to(logits.device)
             task_loss, cost = F.cross_entropy(logits.float(), labels), cost.mean()
-            self.descend(task_loss + self.core.cost_weight * cost, task_loss=task_loss, cost=cost)
+            self.descend(task_loss + float(self.core.cost_weight[0]) * cost, task_loss=task_loss, cost=cost)
 
     def _gated_pass(self, image_index: Int64[Tensor, " B"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, " B"]]:
         core = self.core
@@ -130,7 +135,7 @@ def best_prefix(core: SkipCore, images: Shaped[Tensor, "B 3 H W"], labels: Int64
     run = unit_runner(core.backbone, core.config.action_unit)
     tokens, labels = core.backbone.embed(images.to(core.device)), labels.to(core.device)[:, None]
     scores = []
-    price = core.cost_weight * torch.as_tensor(core.cost_share, dtype=torch.float32, device=core.device)
+    price = float(core.cost_weight[0]) * torch.as_tensor(core.cost_share, dtype=torch.float32, device=core.device)
     for unit in range(core.num_units):
         tokens = run(unit, tokens)
         log_probability = core.backbone.classify(tokens).float().log_softmax(1).gather(1, labels)[:, 0]

@@ -1,7 +1,7 @@
 """Train one agent, on a frozen backbone or jointly with it, and leave a run directory."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,7 +39,8 @@ class TrainConfig:
         hyperparameters: override the algorithm's, as its class names them.
         env: arguments of the environment.
         budget: mean share of the dense net's MACs to hold, policy included; the cost weight is then steered, and the
-            result corrected on validation images. None leaves the cost weight alone.
+            result corrected on validation images. None leaves the cost weight alone; for an agent of several budgets
+            give `budgets` to the environment, which are held in the same way.
         joint: train the ViT too; None leaves it frozen.
         curriculum: share of the steps, in [0, 1], over which the units become free to be skipped, from the last to the
             first.
@@ -65,7 +66,9 @@ class TrainConfig:
             raise ValueError(f"total_timesteps: expected at least 1, got {self.total_timesteps}")
         if self.budget is not None and not 0 < self.budget < 1:
             raise ValueError(f"budget: expected a share of the dense MACs in (0, 1), got {self.budget}")
-        if self.budget is not None and not self.env_config.cost_weight > 0:
+        if self.budget is not None and self.env_config.budgets:
+            raise ValueError(f"budget: expected none beside the environment's budgets, got {self.budget}")
+        if self.budgets and not self.env_config.cost_weight > 0:
             raise ValueError(
                 f"cost_weight: expected more than 0 to steer to a budget, got {self.env_config.cost_weight}"
             )
@@ -79,6 +82,11 @@ class TrainConfig:
     def env_config(self) -> EnvConfig:
         """The environment's arguments, those that the algorithm was published with as defaults."""
         return EnvConfig.from_arguments({**ALGORITHMS[self.algorithm].env, **self.env})
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """All that are held: the environment's, or the one, or none."""
+        return self.env_config.budgets or (() if self.budget is None else (self.budget,))
 
 
 @dataclass(frozen=True)
@@ -133,9 +141,9 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
         "train": {**asdict(config), "num_envs": core.num_envs, "env": asdict(env_config)},
         "seconds": seconds,
         "curve": statistics.curve,
-        "cost_weight": core.cost_weight,
+        "cost_weight": core.cost_weight.tolist(),
         "joint": joint.curve if joint else None,
-        "calibrated_macs_fraction": _calibrate(net, env_config, config.budget),
+        "calibrated_macs_fraction": _calibrate(net, env_config, config.budgets),
     }
     _save(path, net, agent, env_config, record)
     return TrainResult(path, net, statistics.curve, seconds)
@@ -154,8 +162,8 @@ def _callbacks(
 ) -> tuple[SkipStatistics, JointTraining | None, list[BaseCallback]]:
     statistics, joint = SkipStatistics(), None
     callbacks: list[BaseCallback] = [statistics]
-    if config.budget is not None:
-        callbacks.append(BudgetController(core, config.budget, statistics))
+    if config.budgets:
+        callbacks.append(BudgetController(core, config.budgets, statistics))
     if config.curriculum:
         callbacks.append(Curriculum(core, config.curriculum))
     if config.joint:
@@ -164,11 +172,12 @@ def _callbacks(
     return statistics, joint, callbacks
 
 
-def _calibrate(net: DynamicViT, env_config: EnvConfig, budget: float | None) -> float | None:
-    if budget is None:
-        return None
+def _calibrate(net: DynamicViT, env_config: EnvConfig, budgets: Sequence[float]) -> list[float]:
+    """The share that is spent at each budget."""
+    if not budgets:
+        return []
     validation = load_dataset(env_config.dataset, "validation", env_config.data_root)
-    return calibrate(net, validation.images[:CALIBRATION_IMAGES], budget)
+    return [calibrate(net, validation.images[:CALIBRATION_IMAGES], budget) for budget in budgets]
 
 
 def _save(path: Path, net: DynamicViT, agent: BaseAlgorithm, env_config: EnvConfig, record: dict[str, Any]) -> None:

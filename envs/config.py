@@ -4,7 +4,7 @@ import functools
 import math
 import multiprocessing
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypedDict, get_args
 
@@ -38,6 +38,7 @@ class EnvArguments(TypedDict, total=False):
     reward: str
     cost: str
     cost_weight: float
+    budgets: Sequence[float]
     action_unit: ActionUnit
     order: Order
     prefix_cache: float
@@ -57,6 +58,8 @@ class EnvConfig:
         reward: task reward at the end of the episode, a name in `TASK_REWARDS`.
         cost: price of a block, a name in `COSTS`.
         cost_weight: what running every block costs, in units of the task reward; at least 0.
+        budgets: shares of the dense compute in (0, 1); each episode draws one and shows it to the agent. Each has its
+            own cost weight, the same for all until one steers them (`vitskip train` does). Without any, none is shown.
         action_unit: "block" (L decisions) or "half" (2L: attention and MLP apart).
         order: "random" images, or "sequential" through the split.
         prefix_cache: memory for states visited before [10^6 bytes], on the backbone's device; 0 is none. A step into
@@ -75,6 +78,7 @@ class EnvConfig:
     reward: str = "correct"
     cost: str = "macs"
     cost_weight: float = 0.1
+    budgets: tuple[float, ...] = ()
     action_unit: ActionUnit = "block"
     order: Order = "random"
     prefix_cache: float = 0.0
@@ -92,11 +96,8 @@ class EnvConfig:
             if getattr(self, argument) not in valid:
                 raise unknown_name(argument, getattr(self, argument), valid)
         for argument in ("cost_weight", "prefix_cache"):
-            value = getattr(self, argument)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"{argument}: expected a number of at least 0, got {value!r}")
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"{argument}: expected a finite number of at least 0, got {value}")
+            _check_not_negative(argument, getattr(self, argument))
+        _check_budgets(self.budgets)
         for argument in ("dataset", "backbone", "device"):
             if not isinstance(getattr(self, argument), str):
                 raise ValueError(f"{argument}: expected a name (a string), got {getattr(self, argument)!r}")
@@ -111,7 +112,8 @@ class EnvConfig:
             if argument not in valid:
                 error = unknown_name("environment argument", argument, [*valid, *others])
                 raise UnknownArgumentError(f"{error} (unexpected keyword argument {argument!r})")
-        return cls(**arguments)
+        listed = {name: tuple(value) for name, value in arguments.items() if isinstance(value, list)}
+        return cls(**{**arguments, **listed})
 
     def arguments(self) -> EnvArguments:
         """The same as keyword arguments of the environment."""
@@ -129,6 +131,20 @@ class EnvConfig:
     def load_backbone(self) -> Backbone:
         """The frozen backbone on its device, shared by all environments of this process."""
         return _shared_backbone(self.backbone, str(check_device(self.device)))
+
+
+def _check_not_negative(argument: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{argument}: expected a number of at least 0, got {value!r}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{argument}: expected a finite number of at least 0, got {value}")
+
+
+def _check_budgets(values: Any) -> None:
+    if not isinstance(values, tuple) or not all(isinstance(value, float) and 0 < value < 1 for value in values):
+        raise ValueError(f"budgets: expected a list of shares of the dense compute in (0, 1), got {values!r}")
+    if len(set(values)) < len(values):
+        raise ValueError(f"budgets: expected each of them once, got {values!r}")
 
 
 def check_device(name: str) -> torch.device:

@@ -42,11 +42,13 @@ class SkipCore:
         layout: what stands where in an observation.
         num_units: decisions per episode, U.
         cost_share: of each unit in the cost of all, float64 [U], summing to 1.
-        cost_weight: what running every unit costs, as configured; who steers to a budget changes it.
+        cost_weight: what running every unit costs at each budget, float64 [max(1, budgets)], as configured; who steers
+            to the budgets changes it.
         forced_units: leading units that run whatever the action says; 0, but for a curriculum.
         keep_mask: bool [B, U], units run so far.
         unit_index: int64 [B], next unit to decide; U at the end.
         image_index: int64 [B], the images; -1 where no episode ever began.
+        budget_index: int64 [B], which of the configured budgets holds; 0 where there are none.
         logits: [B, K] on the device, what the head says now.
         prefix_cache: states visited before; None where the config gives it no memory. Tokens of a row are then those
             of the last state that was computed for it.
@@ -61,7 +63,7 @@ class SkipCore:
         _check_fit(backbone, dataset)
         self.backbone, self.config, self.num_envs = backbone, config, num_envs
         self.num_units = num_units(backbone, config.action_unit)
-        self.layout = ObservationLayout.of(backbone, config.observation, config.action_unit)
+        self.layout = ObservationLayout.of(backbone, config.observation, config.action_unit, bool(config.budgets))
         self._run_unit = unit_runner(backbone, config.action_unit)
         self._task = TASK_REWARDS[config.reward]
         if self._task.includes_cost and not config.cost_weight > 0:
@@ -69,7 +71,8 @@ class SkipCore:
         self._macs = np.array(backbone.macs.units(config.action_unit), np.int64)
         self._fixed_macs = backbone.macs.stem + backbone.macs.head
         self.cost_share = COSTS[config.cost](backbone, config.action_unit)
-        self.cost_weight = float(config.cost_weight)
+        self.cost_weight = np.full(max(1, len(config.budgets)), float(config.cost_weight))
+        self._budgets = np.array(config.budgets)
         self.forced_units = 0
         self.device = next(backbone.parameters()).device
         self.dataset = dataset
@@ -81,11 +84,12 @@ class SkipCore:
         self.keep_mask = np.zeros((num_envs, self.num_units), bool)
         self.unit_index = np.full(num_envs, self.num_units)
         self.image_index = np.full(num_envs, -1)
+        self.budget_index = np.zeros(num_envs, np.int64)
         dtype = next(backbone.parameters()).dtype
         self.tokens = torch.zeros(num_envs, backbone.num_tokens, backbone.embed_dim, dtype=dtype, device=self.device)
         self.logits = torch.zeros(num_envs, backbone.num_classes, dtype=dtype, device=self.device)
-        self._progress = slice(self.layout.depth.start, self.layout.depth.stop + 1)
-        self._no_progress = torch.zeros(1, self.num_units + 1, device=self.device)
+        progress_size = self.layout.progress.stop - self.layout.progress.start
+        self._no_progress = torch.zeros(1, progress_size, device=self.device)
         progress = self._no_progress.expand(num_envs, -1)
         self._view = self.layout.observe(self.logits, progress, self.tokens)  # observations, but for the progress
         self.prefix_cache = self._make_prefix_cache() if config.prefix_cache else None
@@ -96,12 +100,15 @@ class SkipCore:
         return self.unit_index == self.num_units
 
     @torch.no_grad()
-    def reset(self, rows: NDArray[np.int64], image_index: NDArray[np.int64]) -> None:
+    def reset(
+        self, rows: NDArray[np.int64], image_index: NDArray[np.int64], budget_index: NDArray[np.int64] | None = None
+    ) -> None:
         """Begin an episode on some rows.
 
         Args:
             rows: int64 [R], without repeats.
             image_index: int64 [R] in 0..N-1, the image of each.
+            budget_index: int64 [R], which budget each has; the first if not given.
 
         Raises:
             ValueError: if an image index is out of range.
@@ -109,6 +116,7 @@ class SkipCore:
         if image_index.size and not (image_index.min() >= 0 and image_index.max() < len(self.dataset)):
             raise ValueError(f"image index: expected 0..{len(self.dataset) - 1}, got {image_index.tolist()}")
         self.keep_mask[rows], self.unit_index[rows], self.image_index[rows] = False, 0, image_index
+        self.budget_index[rows] = 0 if budget_index is None else budget_index
         self._reach(rows, None)
 
     @torch.no_grad()
@@ -136,7 +144,7 @@ class SkipCore:
         self.keep_mask[rows, units] = run[rows]
         cost = np.zeros(self.num_envs, np.float32)
         if not self._task.includes_cost:
-            cost[rows] = self.cost_weight * self.cost_share[units] * run[rows]
+            cost[rows] = self.cost_weight[self.budget_index[rows]] * self.cost_share[units] * run[rows]
         self.unit_index[rows] += 1
         reward = self._to_device(-cost)
         finished = active & self.ended
@@ -145,9 +153,11 @@ class SkipCore:
     def observe(self) -> Tensor:
         """Observations of all rows, float32 [B, O] on the device."""
         spent = (self.keep_mask @ self._macs / self._macs.sum()).astype(np.float32)
-        progress = np.concatenate([self._one_hot[self.unit_index], spent[:, None]], 1)
+        columns = [self._one_hot[self.unit_index], spent[:, None]]
+        if self.layout.shows_budget:
+            columns.append(self._budgets[self.budget_index, None].astype(np.float32))
         observation = self._view.clone()
-        observation[:, self._progress] = self._to_device(progress)
+        observation[:, self.layout.progress] = self._to_device(np.concatenate(columns, 1))
         return observation
 
     def weights_changed(self) -> None:
@@ -159,6 +169,7 @@ class SkipCore:
     def info(self) -> dict[str, NDArray[Any]]:
         """What is known of all rows without asking the device, by key; see `SkipEnv` for their meaning."""
         macs = self._fixed_macs + self.keep_mask @ self._macs
+        budget = {"budget": self._budgets[self.budget_index]} if self.layout.shows_budget else {}
         return {
             "index": self.image_index.copy(),
             "block_index": self.unit_index.copy(),
@@ -167,6 +178,7 @@ class SkipCore:
             "label": self._host_labels[self.image_index],
             "difficulty": self._difficulty[self.image_index],
             "keep_mask": self.keep_mask.copy(),
+            **budget,
         }
 
     def _checked(self, actions: NDArray[np.integer], active: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -227,7 +239,7 @@ class SkipCore:
             labels=self._labels[image_index],
             full_logits=None if full_logits is None else full_logits[image_index],
             keep_mask=self._to_device(self.keep_mask),
-            cost_weight=self.cost_weight,
+            cost_weight=self._to_device(self.cost_weight[self.budget_index].astype(np.float32)),
         )
         return torch.where(self._to_device(finished), self._task.compute(outcome), 0.0)
 

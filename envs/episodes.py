@@ -64,8 +64,8 @@ class Episodes:
 
     Attributes:
         generators: NumPy generator of each stream.
-        rows_per_image: neighbouring rows that get the same image when all rows begin together, that of the first of
-            them; 1 unless an algorithm wants several rollouts of each image.
+        rows_per_image: neighbouring rows that get the same image and budget when all begin together, those of the first
+            of them; 1 unless an algorithm wants several rollouts of each image.
     """
 
     def __init__(self, core: SkipCore, autoreset_mode: AutoresetMode) -> None:
@@ -90,9 +90,11 @@ class Episodes:
     def reset(self, rows: NDArray[np.int64], image_index: NDArray[np.int64] | None = None) -> None:
         """Begin episodes on some rows, with the images [R] given or the next ones of their streams."""
         image_index = self._draw(rows) if image_index is None else image_index
+        budget_index = self._draw_budgets(rows)
         if self.rows_per_image > 1 and len(rows) == self.core.num_envs:
-            image_index = image_index[:: self.rows_per_image].repeat(self.rows_per_image)
-        self.core.reset(rows, image_index)
+            first = np.arange(len(rows)) // self.rows_per_image * self.rows_per_image
+            image_index, budget_index = image_index[first], budget_index[first]
+        self.core.reset(rows, image_index, budget_index)
 
     def step(self, actions: NDArray[np.integer]) -> Transition:
         """Step all rows, integers [B]; see `autoreset_mode` for rows at their end.
@@ -129,6 +131,12 @@ class Episodes:
         image_index = self._next[rows] % size
         self._next[rows] += self.core.num_envs
         return image_index
+
+    def _draw_budgets(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        choices = len(self.core.config.budgets)
+        if choices < 2:
+            return np.zeros(len(rows), np.int64)
+        return np.array([self.generators[row].integers(choices) for row in rows], np.int64)
 
 
 def to_host(*tensors: Tensor) -> list[NDArray[np.float32]]:

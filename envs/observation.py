@@ -1,4 +1,4 @@
-"""What the agent sees: the belief of the classifier head, the depth, the compute spent. Plain torch, no Gymnasium."""
+"""What the agent sees: the belief of the classifier head, the depth, compute spent and wanted. No Gymnasium here."""
 
 import math
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class ObservationLayout:
     """Where everything stands in the flat observation [O], in this order.
 
     probabilities (P) | scaled logit of the top one, entropy / log K, top-two margin (3) | one-hot of the next unit,
-    all zero at the end (U) | share of the units' MACs spent (1) | with "tokens": layer-normed class token (D) and
-    layer-normed mean patch token (D).
+    all zero at the end (U) | share of the units' MACs spent (1) | with budgets: the episode's (1) | with "tokens":
+    layer-normed class token (D) and layer-normed mean patch token (D).
 
     Attributes:
         kind: "belief" or "tokens".
@@ -31,6 +31,7 @@ class ObservationLayout:
         num_units: decisions U per episode.
         embed_dim: token width D.
         num_prefix_tokens: leading tokens that are not patches.
+        shows_budget: whether it holds the share of the dense compute that is to be spent.
     """
 
     kind: ObservationKind
@@ -38,12 +39,15 @@ class ObservationLayout:
     num_units: int
     embed_dim: int
     num_prefix_tokens: int
+    shows_budget: bool = False
 
     @classmethod
-    def of(cls, backbone: Backbone, kind: ObservationKind, action_unit: ActionUnit) -> "ObservationLayout":
+    def of(
+        cls, backbone: Backbone, kind: ObservationKind, action_unit: ActionUnit, shows_budget: bool = False
+    ) -> "ObservationLayout":
         """The layout for a backbone."""
         units = num_units(backbone, action_unit)
-        return cls(kind, backbone.num_classes, units, backbone.embed_dim, backbone.num_prefix_tokens)
+        return cls(kind, backbone.num_classes, units, backbone.embed_dim, backbone.num_prefix_tokens, shows_budget)
 
     @property
     def probabilities(self) -> slice:
@@ -55,15 +59,26 @@ class ObservationLayout:
         return slice(start, start + self.num_units)
 
     @property
+    def budget(self) -> slice:
+        """Empty where no budget is shown."""
+        start = self.depth.stop + 1
+        return slice(start, start + self.shows_budget)
+
+    @property
+    def progress(self) -> slice:
+        """What does not depend on the tokens: depth, compute spent, budget."""
+        return slice(self.depth.start, self.budget.stop)
+
+    @property
     def cls_token(self) -> slice:
         """The layer-normed class token, with "tokens" only."""
-        start = self.depth.stop + 1
+        start = self.progress.stop
         return slice(start, start + self.embed_dim)
 
     @property
     def size(self) -> int:
         """Length O of the observation."""
-        return self.depth.stop + 1 + (2 * self.embed_dim if self.kind == "tokens" else 0)
+        return self.progress.stop + (2 * self.embed_dim if self.kind == "tokens" else 0)
 
     @property
     def bound(self) -> float:
@@ -71,13 +86,13 @@ class ObservationLayout:
         return math.sqrt(self.embed_dim) if self.kind == "tokens" else 1.0
 
     def observe(
-        self, logits: Float[Tensor, "B K"], progress: Float[Tensor, "B U1"], tokens: Float[Tensor, "B N D"]
+        self, logits: Float[Tensor, "B K"], progress: Float[Tensor, "B P"], tokens: Float[Tensor, "B N D"]
     ) -> Float[Tensor, "B O"]:
         """Assemble the observation.
 
         Args:
             logits: what the head says of the tokens now.
-            progress: one-hot of the next unit and share of MACs spent, U + 1 columns.
+            progress: one-hot of the next unit, share of MACs spent, and the budget if it is shown.
             tokens: the current tokens; read with "tokens" only.
         """
         parts = [belief(logits), progress]

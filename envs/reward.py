@@ -28,14 +28,14 @@ class Outcome:
         labels: int64 [B].
         full_logits: of the full net on the same images, float32 [B, K]; None unless the reward asks for it.
         keep_mask: units that ran, bool [B, U].
-        cost_weight: as in the environment.
+        cost_weight: as in the environment, float32 [B] or the same for all.
     """
 
     logits: Float[Tensor, "B K"]
     labels: Int64[Tensor, " B"]
     full_logits: Float[Tensor, "B K"] | None
     keep_mask: Bool[Tensor, "B U"]
-    cost_weight: float
+    cost_weight: Float[Tensor, " B"] | float
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def dynavit(outcome: Outcome) -> Float[Tensor, " B"]:
     """
     units = outcome.keep_mask.shape[1]
     schedule = 0.1 * 9 ** (torch.arange(units + 1, device=outcome.logits.device) / units)
-    return correct(outcome) - outcome.cost_weight * outcome.keep_mask.float() @ schedule.softmax(0)[:units]
+    return correct(outcome) - outcome.cost_weight * (outcome.keep_mask.float() @ schedule.softmax(0)[:units])
 
 
 TASK_REWARDS: dict[str, TaskReward] = {

@@ -31,7 +31,8 @@ class SkipEnv(gym.Env[NDArray[Any], np.int64], EzPickle):
     ## Observation Space
     A flat float32 `Box`; `ObservationLayout` names its parts. With `observation="belief"` and K <= 10 classes: K
     class probabilities, the scaled logit of the top one, normalised entropy, top-two margin, one-hot of the next
-    block, share of the blocks' MACs spent. "tokens" adds the layer-normed class token and mean patch token.
+    block, share of the blocks' MACs spent, and with `budgets` the one of this episode. "tokens" adds the
+    layer-normed class token and mean patch token.
 
     ## Rewards
     `-cost_weight * (the block's share of all blocks' MACs)` when a block runs, plus at the end a task reward by
@@ -47,11 +48,12 @@ class SkipEnv(gym.Env[NDArray[Any], np.int64], EzPickle):
     ## Information
     The same keys at reset and at every step: `index` (of the image), `block_index` (next unit to decide), `macs` (of
     the net so far, head included), `macs_fraction` (of the dense net), `is_success` (prediction equals label),
-    `prediction`, `label`, `keep_mask` (bool [U]), `difficulty` (in [0, 1]; -1 where the data set does not know).
+    `prediction`, `label`, `keep_mask` (bool [U]), `difficulty` (in [0, 1]; -1 where the data set does not know); with
+    `budgets` also `budget`.
 
     ## Arguments
-    JSON values: `dataset, data_root, split, backbone, device, observation, reward, cost, cost_weight, action_unit,
-    order, prefix_cache` as in `EnvConfig`, and `render_mode` ("rgb_array" or "ansi").
+    JSON values: `dataset, data_root, split, backbone, device, observation, reward, cost, cost_weight, budgets,
+    action_unit, order, prefix_cache` as in `EnvConfig`, and `render_mode` ("rgb_array" or "ansi").
 
     ## Version History
     * v0: first version.

@@ -26,31 +26,36 @@ from .evaluation import evaluate, validation_masks
 from .frontier import hypervolume
 from .statistics import bootstrap_interval
 
-EVALUATION = "evaluation.json"
-
 
 @dataclass(frozen=True)
 class Cell:
     """One run of a comparison.
 
     Attributes:
-        config: what is trained; its budget is set.
-        folder: its run directory.
+        config: what is trained.
+        folder: its run directory; that of an agent of several budgets is shared by several cells.
+        budget: at which it is evaluated.
     """
 
     config: TrainConfig
     folder: Path
+    budget: float
 
     @property
     def regime(self) -> str:
         """What is trained besides the agent, and how it decides."""
         trained = "joint" if self.config.joint else "frozen"
-        return f"{trained}, up front" if self.config.upfront else trained
+        up_front = ", up front" if self.config.upfront else ""
+        return trained + up_front + (", one agent" if self.config.env_config.budgets else "")
+
+    @property
+    def file(self) -> Path:
+        """Where its numbers are kept."""
+        return self.folder / f"evaluation-{round(100 * self.budget)}.json"
 
     def evaluation(self) -> dict[str, Any] | None:
         """The finished cell's numbers; None if it is not finished."""
-        file = self.folder / EVALUATION
-        return json.loads(file.read_text()) if file.is_file() else None
+        return json.loads(self.file.read_text()) if self.file.is_file() else None
 
 
 def make_cells(
@@ -58,19 +63,24 @@ def make_cells(
 ) -> list[Cell]:
     """All combinations, first seed first, so that a comparison that is stopped has a whole table of few seeds.
 
+    One agent for each budget, or one that is shown the budget where `base.env` has `budgets`, which then must span
+    those of the table.
+
     Raises:
         ValueError: for an unknown algorithm or a budget outside (0, 1).
     """
-    configs = (
-        replace(base, algorithm=algorithm, budget=budget, seed=seed)
-        for seed in seeds
-        for algorithm in algorithms
-        for budget in budgets
-    )
     kind = ("joint-" if base.joint else "") + ("upfront-" if base.upfront else "")
-    cells = [Cell(c, out / f"{kind}{c.algorithm}-{round(100 * (c.budget or 0))}-seed{c.seed}") for c in configs]
-    for cell in cells:
-        _ = cell.config.env_config  # unknown names are refused before anything is trained
+    cells = []
+    for seed in seeds:
+        for algorithm in algorithms:
+            for budget in budgets:
+                shown = base.env_config.budgets
+                config = replace(base, algorithm=algorithm, budget=None if shown else budget, seed=seed)
+                _ = config.env_config  # unknown names are refused before anything is trained
+                name = f"{kind}{algorithm}-{'all' if shown else round(100 * budget)}-seed{seed}"
+                cells.append(Cell(config, out / name, budget))
+                if shown and not min(shown) <= budget <= max(shown):
+                    raise ValueError(f"budgets: expected them within those that the agent is shown, got {budget}")
     return cells
 
 
@@ -98,20 +108,20 @@ def compare(cells: Sequence[Cell], *, static_mask_images: int = 256, progress_ba
             known = {
                 "algorithm": cell.config.algorithm,
                 "regime": cell.regime,
-                "budget": cell.config.budget,
+                "budget": cell.budget,
                 "seed": cell.config.seed,
                 **found.summary(),
                 "versions": versions(),
             }
-            write_json(cell.folder / EVALUATION, known)
+            write_json(cell.file, known)
         evaluations.append(known)
     return evaluations
 
 
 def _trained(cell: Cell, progress_bar: bool) -> DynamicViT:
-    if (cell.folder / "run.json").is_file():
-        return DynamicViT.load(cell.folder)
-    return train(cell.config, cell.folder, progress_bar=progress_bar).net
+    if not (cell.folder / "run.json").is_file():
+        train(cell.config, cell.folder, progress_bar=progress_bar)
+    return DynamicViT.load(cell.folder, budget=cell.budget if cell.config.env_config.budgets else None)
 
 
 def _splits(env: EnvConfig) -> tuple[Dataset, Dataset]:

@@ -54,7 +54,7 @@ def test_what_is_finished_is_only_read(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(comparison, "train", None)
     monkeypatch.setattr(comparison, "evaluate", None)
     assert compare(cells, progress_bar=False) == json.loads(json.dumps(first))
-    (cells[0].folder / "evaluation.json").unlink()
+    (cells[0].folder / "evaluation-80.json").unlink()
     monkeypatch.undo()
     monkeypatch.setattr(comparison, "train", None)  # the trained run is there: only the evaluation is missing
     assert compare(cells, progress_bar=False)[0]["net"] == first[0]["net"]

@@ -91,6 +91,9 @@ def test_a_faces_own_arguments_are_suggested_too(face: str, argument: str, neare
         ("cost_weight", True, "cost_weight: expected a number of at least 0, got True"),
         ("cost_weight", "0.1", "cost_weight: expected a number of at least 0, got '0.1'"),
         ("cost_weight", None, "cost_weight: expected a number of at least 0, got None"),
+        ("budgets", 0.5, "budgets: expected a list of shares of the dense compute in (0, 1), got 0.5"),
+        ("budgets", [0.5, 1.0], "budgets: expected a list of shares of the dense compute in (0, 1), got [0.5, 1.0]"),
+        ("budgets", [0.5, 0.5], "budgets: expected each of them once, got [0.5, 0.5]"),
         ("device", "gpu", 'device: expected a PyTorch device such as "cpu" or "cuda:0", got \'gpu\''),
     ],
 )

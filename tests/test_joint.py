@@ -121,7 +121,7 @@ def test_the_cost_weight_follows_the_violation(tmp_path: Path) -> None:
     """It rises while the agent, which starts near run-all, spends too much."""
     run(tmp_path / "tight", budget=0.2, env={"cost_weight": 0.1})
     run(tmp_path / "loose", budget=0.99, env={"cost_weight": 0.1})
-    weights = [read(tmp_path / name).record["cost_weight"] for name in ("tight", "loose")]
+    weights = [read(tmp_path / name).record["cost_weight"][0] for name in ("tight", "loose")]
     assert weights[0] > 0.3
     assert weights[1] < 0.1
 

@@ -22,8 +22,9 @@ KINDS = pytest.mark.parametrize(
     [
         {},
         {"action_unit": "half", "observation": "tokens", "reward": "kl", "split": "validation"},
+        {"budgets": [0.3, 0.6, 0.9]},
     ],
-    ids=["block-belief", "half-tokens"],
+    ids=["block-belief", "half-tokens", "budgets"],
 )
 
 

@@ -51,7 +51,8 @@ def train(
         num_envs: images side by side; the algorithm's default if not given.
         hyperparameters: JSON object that overrides the algorithm's defaults, e.g. '{"ent_coef": 0.01}'.
         env: environment arguments.
-        budget: mean share of the dense net's compute to hold; the cost weight is then steered.
+        budget: mean share of the dense net's compute to hold; the cost weight is then steered. One agent of several
+            budgets is trained with `--budgets` instead.
         joint: train the ViT, too, on the paths that the agent takes.
         joint_training: how.
         curriculum: share of the steps over which the blocks become free to be skipped, from the last to the first.
@@ -113,7 +114,7 @@ def distill(
 def compare(
     out: tyro.conf.Positional[Path],
     algorithms: tuple[str, ...] = ("ppo", "a2c", "reinforce"),
-    budgets: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.75),
+    at: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.75),
     seeds: tuple[int, ...] = (0,),
     total_timesteps: int = 1_000_000,
     env: EnvFlags = EnvConfig(),  # noqa: B008 (frozen)
@@ -129,7 +130,7 @@ def compare(
     Args:
         out: folder of the run directories.
         algorithms: names.
-        budgets: shares of the dense net's compute.
+        at: shares of the dense net's compute. Each has its own agent, or with `--budgets` there is one for all.
         seeds: of training.
         total_timesteps: environment steps of each run.
         env: environment arguments.
@@ -147,7 +148,7 @@ def compare(
         curriculum=curriculum,
         upfront=upfront,
     )
-    cells = make_cells(base, out, algorithms, budgets, seeds)
+    cells = make_cells(base, out, algorithms, at, seeds)
     evaluations = compare_cells(cells, static_mask_images=static_mask_images)
     console.print(accuracy_table(evaluations))
     write_result(json, evaluations)

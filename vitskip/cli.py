@@ -29,6 +29,7 @@ def evaluate(
     dataset: str | None = None,
     data_root: str | None = None,
     rival: tuple[str, ...] = (),
+    budget: float | None = None,
     static_mask_images: int = 256,
     json: Path | None = None,
 ) -> None:
@@ -39,11 +40,12 @@ def evaluate(
         dataset: registered name; what the run was trained on if not given.
         data_root: folder of the data set, if it is not where it was in training.
         rival: further backbones, by name or folder, e.g. shallower ones; mixed in pairs they make one more baseline.
+        budget: mean share of the dense net's compute, of an agent that was trained for several.
         static_mask_images: validation images on which static masks are tried; 0 leaves that baseline out.
         json: also write the numbers here.
     """
     record = read(run)
-    net = DynamicViT.load(run)
+    net = DynamicViT.load(run, budget=budget)
     validation, test = (_split(record, split, dataset, data_root) for split in ("validation", "test"))
     networks: dict[str, list[Backbone]] = {"other nets": [load_backbone(name) for name in rival]} if rival else {}
     if isinstance(net.backbone, ViT):
@@ -59,6 +61,7 @@ def benchmark(
     run: tyro.conf.Positional[Path],
     batch_sizes: tuple[int, ...] = BATCH_SIZES,
     seconds: float = 4.0,
+    budget: float | None = None,
     dataset: str | None = None,
     data_root: str | None = None,
     device: str = "cpu",
@@ -70,12 +73,13 @@ def benchmark(
         run: run directory.
         batch_sizes: images in a batch.
         seconds: roughly, for each batch size.
+        budget: mean share of the dense net's compute, of an agent that was trained for several.
         dataset: registered name; what the run was trained on if not given.
         data_root: folder of the data set, if it is not where it was in training.
         device: where to run.
         json: also write the numbers here.
     """
-    net = DynamicViT.load(run, device=str(check_device(device)))
+    net = DynamicViT.load(run, device=str(check_device(device)), budget=budget)
     images = _split(read(run), "test", dataset, data_root).images
     result = benchmark_net(net, images, batch_sizes=batch_sizes, seconds=seconds)
     console.print(benchmark_table(result))
