@@ -9,12 +9,12 @@ READY := .venv/.ready
 LINKS := $(addprefix vitskip/,backbone envs agents eval)
 
 # glibc hands large buffers back after every operation; keeping them makes a training step up to 6 times faster.
-demo pretrain bench test-slow: export MALLOC_MMAP_MAX_       := 0
-demo pretrain bench test-slow: export MALLOC_TRIM_THRESHOLD_ := 68719476736
-demo pretrain bench test-slow: export MALLOC_TOP_PAD_        := 268435456
+demo pretrain bench bench-learning test-slow: export MALLOC_MMAP_MAX_       := 0
+demo pretrain bench bench-learning test-slow: export MALLOC_TRIM_THRESHOLD_ := 68719476736
+demo pretrain bench bench-learning test-slow: export MALLOC_TOP_PAD_        := 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo pretrain bench test test-slow check format lock clean
+.PHONY: help setup demo pretrain bench bench-learning test test-slow check format lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-10s  %s\n", $$1, $$2 }'
@@ -29,6 +29,9 @@ pretrain: setup ## train the backbone to tolerate skipping (ARGS="...")
 
 bench: setup ## measure the environment's steps per second (ARGS="...")
 	$(BIN)/python -m vitskip.eval.env_speed $(ARGS)
+
+bench-learning: setup ## measure how fast agents learn (ARGS="...")
+	$(BIN)/python -m vitskip.eval.learning_speed $(ARGS)
 
 test: setup ## run the fast tests (ARGS="-x tests/test_macs.py")
 	$(BIN)/pytest $(ARGS)

@@ -24,6 +24,7 @@ from ..backbone import Dataset, load_dataset
 from ..envs import EnvConfig
 from .evaluation import evaluate, validation_masks
 from .frontier import hypervolume
+from .static_networks import static_rivals
 from .statistics import bootstrap_interval
 
 
@@ -84,11 +85,14 @@ def make_cells(
     return cells
 
 
-def compare(cells: Sequence[Cell], *, static_mask_images: int = 256, progress_bar: bool = True) -> list[dict[str, Any]]:
+def compare(
+    cells: Sequence[Cell], *, rivals: Sequence[str] = (), static_mask_images: int = 256, progress_bar: bool = True
+) -> list[dict[str, Any]]:
     """Train and evaluate what is missing.
 
     Args:
         cells: from `make_cells`.
+        rivals: further backbones to compare with, by name or folder.
         static_mask_images: validation images on which all static masks are tried; 0 leaves that baseline out.
         progress_bar: show one.
 
@@ -104,7 +108,7 @@ def compare(cells: Sequence[Cell], *, static_mask_images: int = 256, progress_ba
             validation, test = _splits(cell.config.env_config)
             if static_mask_images and (masks is None or cell.config.joint):  # a frozen net is the same for all
                 masks = validation_masks(net.backbone, validation, static_mask_images, net.action_unit)
-            found = evaluate(net, validation, test, masks)
+            found = evaluate(net, validation, test, masks, static_rivals(net.backbone, rivals))
             known = {
                 "algorithm": cell.config.algorithm,
                 "regime": cell.regime,
@@ -164,8 +168,9 @@ def _series(evaluations: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, l
         mine = [evaluation for evaluation in evaluations if evaluation["regime"] == regime]
         for algorithm in dict.fromkeys(evaluation["algorithm"] for evaluation in mine):
             yield regime, algorithm, [(e["budget"], e["net"]) for e in mine if e["algorithm"] == algorithm]
-        for rival in dict.fromkeys(name for evaluation in mine for name in evaluation["rivals"]):
-            yield regime, f"  {rival}", [(e["budget"], e["rivals"][rival]) for e in mine if rival in e["rivals"]]
+        rivals = [(e["budget"], {**e["rivals"], "oracle (agrees)": e["oracles"]["agrees"]}) for e in mine]
+        for rival in dict.fromkeys(name for _, found in rivals for name in found):
+            yield regime, f"  {rival}", [(budget, found[rival]) for budget, found in rivals if rival in found]
 
 
 def _mean(values: NDArray[np.float64]) -> str:

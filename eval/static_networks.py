@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..agents.dynamic_vit import DynamicViT
-from ..backbone import Backbone, Dataset
+from ..backbone import Backbone, Dataset, ViT, load_backbone
 from ..backbone.protocol import num_units
+from ..backbone.token_merging import merging_ladder
 from .frontier import neighbours
 from .measurement import Measurement, mix
 
@@ -78,3 +79,16 @@ def run_whole(backbone: Backbone, dataset: Dataset, batch_size: int = 500) -> Bo
         for start in tqdm(range(0, len(dataset), batch_size), desc="static network", leave=False, disable=None)
     ]
     return torch.cat(correct).numpy()
+
+
+def static_rivals(backbone: Backbone, names: Sequence[str] = ()) -> dict[str, list[Backbone]]:
+    """The networks that a backbone is compared with, by the name of the baseline that they make.
+
+    Args:
+        backbone: whose tokens are merged, if it is our ViT.
+        names: of further backbones, e.g. shallower ones.
+    """
+    others: dict[str, list[Backbone]] = {"other nets": [load_backbone(name) for name in names]} if names else {}
+    if isinstance(backbone, ViT):
+        others["token merging"] = [*merging_ladder(backbone)]
+    return others

@@ -71,6 +71,7 @@ def test_the_table_has_means_and_intervals() -> None:
             "dense": {"accuracy": 0.9},
             "net": {"accuracy": accuracy, **numbers},
             "rivals": {"first k": {"accuracy": 0.5, **numbers}},
+            "oracles": {"agrees": {"accuracy": 0.95, **numbers}},
         }
         for budget, seed, accuracy in ((0.3, 0, 0.8), (0.3, 1, 0.7), (0.5, 0, 0.85))
     ]
@@ -82,6 +83,7 @@ def test_the_table_has_means_and_intervals() -> None:
     assert "75.00 [70.00, 80.00]" in ppo and "85.00 " in ppo
     assert "0.425" in ppo  # 0.85 from half of the compute on
     assert any("first k" in line and "50.00" in line for line in lines)
+    assert any("oracle" in line and "95.00" in line for line in lines)
 
 
 def test_the_interval_of_a_mean_of_runs() -> None:

@@ -122,6 +122,7 @@ def compare(
     joint_training: JointFlags = JointConfig(),  # noqa: B008 (frozen)
     curriculum: float = 0.0,
     upfront: bool = False,
+    rival: tuple[str, ...] = (),
     static_mask_images: int = 256,
     json: Path | None = None,
 ) -> None:
@@ -138,6 +139,7 @@ def compare(
         joint_training: how.
         curriculum: share of the steps over which the blocks become free to be skipped.
         upfront: decide all blocks at once, after block 0.
+        rival: further backbones, by name or folder, e.g. shallower ones; mixed in pairs they make one more baseline.
         static_mask_images: validation images on which all static masks are tried; 0 leaves that baseline out.
         json: also write all numbers here.
     """
@@ -149,7 +151,7 @@ def compare(
         upfront=upfront,
     )
     cells = make_cells(base, out, algorithms, at, seeds)
-    evaluations = compare_cells(cells, static_mask_images=static_mask_images)
+    evaluations = compare_cells(cells, rivals=rival, static_mask_images=static_mask_images)
     console.print(accuracy_table(evaluations))
     write_result(json, evaluations)
 

@@ -9,12 +9,12 @@ from rich.text import Text
 
 from vitskip.agents import DynamicViT
 from vitskip.agents.run_directory import Run, read, versions
-from vitskip.backbone import Backbone, Dataset, ViT, load_backbone, load_dataset
-from vitskip.backbone.token_merging import merging_ladder
+from vitskip.backbone import Dataset, load_dataset
 from vitskip.envs.config import check_device
 from vitskip.eval.demo import demo as run_demo
 from vitskip.eval.evaluation import evaluate as evaluate_net
 from vitskip.eval.evaluation import validation_masks
+from vitskip.eval.static_networks import static_rivals
 from vitskip.eval.tables import benchmark_table, comparison_table
 from vitskip.eval.throughput import BATCH_SIZES
 from vitskip.eval.throughput import benchmark as benchmark_net
@@ -47,12 +47,9 @@ def evaluate(
     record = read(run)
     net = DynamicViT.load(run, budget=budget)
     validation, test = (_split(record, split, dataset, data_root) for split in ("validation", "test"))
-    networks: dict[str, list[Backbone]] = {"other nets": [load_backbone(name) for name in rival]} if rival else {}
-    if isinstance(net.backbone, ViT):
-        networks["token merging"] = [*merging_ladder(net.backbone)]
     images, unit = static_mask_images, net.action_unit
     masks = validation_masks(net.backbone, validation, images, unit) if images else None
-    evaluation = evaluate_net(net, validation, test, masks, networks)
+    evaluation = evaluate_net(net, validation, test, masks, static_rivals(net.backbone, rival))
     console.print(comparison_table("test part, equal compute", evaluation.dense, evaluation.rows(run.name)))
     write_result(json, {"run": str(run), "versions": versions(), **evaluation.summary()})
 

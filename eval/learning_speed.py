@@ -1,0 +1,274 @@
+"""How fast agents learn, where the time goes, and what the cache of visited states is worth.
+
+python -m vitskip.eval.learning_speed [--algorithms a2c ppo reinforce] [--device cuda] [--json PATH]
+
+For each algorithm two agents take turns, one rollout and one update each: the environment of one computes every state,
+that of the other keeps the states it has visited.
+"""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from tqdm import tqdm
+
+from ..agents.algorithms import make_agent
+from ..agents.run_directory import versions, write_json
+from ..envs import EnvConfig, SkipCore, SkipVectorEnv, make_sb3_env
+from ..envs.sb3 import SkipVecEnv
+
+PARTS = ("environment", "inference", "update")
+CHECKS = 40  # times that the policies are judged on held-out images, outside the clock
+ROUNDS, EPISODES = 9, 2  # of rollouts alone: a third of the rounds warms up; episodes of a round
+
+
+class Clock:
+    """Wall time by part [s]; waits for the GPU at both ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Add the time spent inside to a part."""
+        start = self._now()
+        yield
+        self.seconds[part] += self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+class ClockedVecEnv(VecEnvWrapper):
+    """Times the steps as the part "environment"."""
+
+    def __init__(self, venv: SkipVecEnv) -> None:
+        super().__init__(venv)
+        self.clock = Clock(venv.core.device)
+
+    def reset(self) -> VecEnvObs:
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        with self.clock("environment"):
+            return self.venv.step_wait()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a contestant stands, counted from the start.
+
+    Attributes:
+        timesteps: environment steps.
+        seconds: of each of `PARTS`.
+        held_out: mean return of the likeliest actions on held-out images; NaN where it was not looked at.
+    """
+
+    timesteps: int
+    seconds: dict[str, float]
+    held_out: float
+
+
+@dataclass
+class Contestant:
+    """One agent that learns in one environment, with random numbers of its own: equal ones learn the same.
+
+    Attributes:
+        agent: on-policy.
+        venv: its environment.
+        total_timesteps: how long it will learn.
+        moments: after each rollout and update.
+    """
+
+    agent: OnPolicyAlgorithm
+    venv: ClockedVecEnv
+    total_timesteps: int
+    moments: list[Moment] = field(default_factory=list)
+
+    @classmethod
+    def make(cls, algorithm: str, config: EnvConfig, *, num_envs: int, total_timesteps: int, seed: int) -> "Contestant":
+        """An agent by name; ValueError for one that does not learn from whole rollouts."""
+        core = SkipCore(config.load_backbone(), config.load_dataset(), config, num_envs)
+        venv = ClockedVecEnv(SkipVecEnv(core, seed=seed))
+        agent = make_agent(algorithm, venv, seed=seed, device=config.device)
+        if not isinstance(agent, OnPolicyAlgorithm):
+            raise ValueError(f"algorithms: expected on-policy ones, got {algorithm!r}")
+        return cls(agent, venv, total_timesteps)
+
+    def __post_init__(self) -> None:
+        _, self._callback = self.agent._setup_learn(self.total_timesteps)
+        self._random_state = torch.get_rng_state()
+
+    def learn_once(self, judge: Callable[[OnPolicyAlgorithm], float] | None) -> None:
+        """One rollout and one update, as in SB3's `learn`, timed apart; then perhaps a look at held-out images."""
+        agent, clock = self.agent, self.venv.clock
+        assert agent.env is not None
+        torch.set_rng_state(self._random_state)
+        with clock("rollout"):
+            agent.collect_rollouts(agent.env, self._callback, agent.rollout_buffer, agent.n_steps)
+        agent._update_current_progress_remaining(agent.num_timesteps, self.total_timesteps)
+        with clock("update"):
+            agent.train()
+        self._random_state = torch.get_rng_state()
+        environment = clock.seconds["environment"]
+        times = (environment, clock.seconds["rollout"] - environment, clock.seconds["update"])
+        held_out = judge(agent) if judge else np.nan
+        self.moments.append(Moment(agent.num_timesteps, dict(zip(PARTS, times, strict=True)), held_out))
+
+    def summary(self, goal: float) -> dict[str, Any]:
+        """JSON values: microseconds per step of each part, in all and in the last tenth; seconds to the goal."""
+        last, late = self.moments[-1], self.moments[len(self.moments) * 9 // 10 - 1]
+        steps, late_steps = last.timesteps, last.timesteps - late.timesteps
+        cache = getattr(self.venv.unwrapped, "core").prefix_cache  # noqa: B009 - VecEnv does not declare it
+        return {
+            "steps_per_s": steps / sum(last.seconds.values()),
+            "us": {part: 1e6 * last.seconds[part] / steps for part in PARTS},
+            "late_us": {part: 1e6 * (last.seconds[part] - late.seconds[part]) / late_steps for part in PARTS},
+            "seconds_to_goal": seconds_to(self.moments, goal),
+            "held_out": [[at.timesteps, at.held_out] for at in self.moments if not math.isnan(at.held_out)],
+            "known": cache.hits / cache.visits if cache else None,
+            "megabytes": cache.nbytes / 1e6 if cache else None,
+        }
+
+
+def seconds_to(moments: Sequence[Moment], goal: float) -> float | None:
+    """Time until a look first showed a held-out return of at least `goal`; None if none did."""
+    return next((sum(moment.seconds.values()) for moment in moments if moment.held_out >= goal), None)
+
+
+def make_judge(config: EnvConfig) -> Callable[[OnPolicyAlgorithm], float]:
+    """Gives an agent's mean return on all validation images, by its likeliest actions."""
+    config = replace(config, split="validation")
+    dataset = config.load_dataset()
+    core = SkipCore(config.load_backbone(), dataset, config, len(dataset))
+
+    def judge(agent: OnPolicyAlgorithm) -> float:
+        core.reset(np.arange(core.num_envs), np.arange(core.num_envs))
+        total = 0.0
+        while not core.ended.all():
+            actions, _ = agent.predict(core.observe().cpu().numpy(), deterministic=True)
+            total += float(core.step(actions).mean())
+        return total
+
+    return judge
+
+
+def race(contestants: Sequence[Contestant], judge: Callable[[OnPolicyAlgorithm], float], description: str) -> None:
+    """Let all learn to their end, in turns of one rollout and update."""
+    total, looks = contestants[0].total_timesteps, 0
+    with tqdm(total=total, desc=description, leave=False, disable=None) as progress:
+        while (timesteps := contestants[0].agent.num_timesteps) < total:
+            look = timesteps * CHECKS >= total * looks
+            looks += look
+            for contestant in contestants:
+                contestant.learn_once(judge if look else None)
+            progress.update(contestants[0].agent.num_timesteps - timesteps)
+
+
+def measure_round_trip(num_envs: int, config: EnvConfig, seed: int = 0) -> dict[str, float]:
+    """Steps/s of rollouts by an untrained policy on the environment's device.
+
+    Returns:
+        `sb3`: through `SkipVecEnv`, observations and actions as NumPy arrays on the host, as SB3 exchanges them;
+        `torch`: through `SkipVectorEnv` with `output="torch"`, observations and actions as tensors on the device.
+    """
+    arguments = config.arguments()
+    venv = make_sb3_env(num_envs=num_envs, seed=seed, **arguments)
+    native = SkipVectorEnv(num_envs, output="torch", **arguments)
+    policy = make_agent("a2c", venv, seed=seed, device=config.device).policy.eval()
+    steps, clock = EPISODES * venv.core.num_units, Clock(venv.core.device)
+    host, device = venv.reset(), native.reset(seed=seed)[0]
+    rates: dict[str, list[float]] = {"sb3": [], "torch": []}
+    for _ in range(ROUNDS):
+        clock.seconds.clear()
+        with torch.no_grad(), clock("sb3"):
+            for _ in range(steps):
+                host = venv.step(policy(torch.as_tensor(host, device=policy.device))[0].cpu().numpy())[0]
+        with torch.no_grad(), clock("torch"):
+            for _ in range(steps):
+                device = native.step(policy(device)[0])[0]
+        for name, column in rates.items():
+            column.append(steps * num_envs / clock.seconds[name])
+    return {name: float(np.median(column[ROUNDS // 3 :])) for name, column in rates.items()}
+
+
+def main(
+    algorithms: tuple[str, ...] = ("a2c", "ppo", "reinforce"),
+    num_envs: int = 256,
+    total_timesteps: int = 2_000_000,
+    prefix_cache: float = 1500.0,
+    goal: float = 0.89,
+    seed: int = 0,
+    device: str = "cpu",
+    json: Path | None = None,
+) -> None:
+    """Print what each algorithm's steps cost, with and without the cache.
+
+    Args:
+        algorithms: on-policy ones by name.
+        num_envs: images side by side.
+        total_timesteps: of each agent.
+        prefix_cache: memory of the cache [10^6 bytes].
+        goal: held-out return to which the time is told.
+        seed: of images, weights and sampling.
+        device: of environment and policy.
+        json: also write the numbers here.
+    """
+    configs = {"recomputing": EnvConfig(device=device), "cached": EnvConfig(device=device, prefix_cache=prefix_cache)}
+    judge, console = make_judge(configs["recomputing"]), Console(width=120)
+    learning: dict[str, dict[str, Any]] = {}
+    for algorithm in algorithms:
+        settings: dict[str, Any] = {"num_envs": num_envs, "total_timesteps": total_timesteps, "seed": seed}
+        contestants = {name: Contestant.make(algorithm, config, **settings) for name, config in configs.items()}
+        race(list(contestants.values()), judge, algorithm)
+        learning[algorithm] = {name: contestant.summary(goal) for name, contestant in contestants.items()}
+    round_trip = {name: measure_round_trip(num_envs, config, seed) for name, config in configs.items()}
+    console.print(learning_table(learning, goal))
+    for name, rates in round_trip.items():
+        ratio = rates["torch"] / rates["sb3"]
+        console.print(f"rollouts, {name}: with tensors on {device} {ratio:.2f} times as many steps/s as SB3's")
+    if json is not None:
+        settings = {"num_envs": num_envs, "total_timesteps": total_timesteps, "prefix_cache": prefix_cache}
+        settings |= {"goal": goal, "seed": seed, "device": device, "threads": torch.get_num_threads()}
+        results = {"learning": learning, "round_trip": round_trip}
+        write_json(json, {"settings": settings, "versions": versions(), **results})
+
+
+def learning_table(learning: dict[str, dict[str, dict[str, Any]]], goal: float) -> Table:
+    """A row for each contestant."""
+    table = Table(title="microseconds per environment step (in the last tenth of the training)")
+    for heading in ("algorithm", "states", *PARTS, "steps/s", "known [%]", f"s to {goal:g}", "held out"):
+        table.add_column(heading, justify="left" if heading in ("algorithm", "states") else "right")
+    for algorithm, summaries in learning.items():
+        for name, summary in summaries.items():
+            to_goal, known = summary["seconds_to_goal"], summary["known"]
+            table.add_row(
+                algorithm,
+                name,
+                *(f"{summary['us'][part]:.1f} ({summary['late_us'][part]:.1f})" for part in PARTS),
+                f"{summary['steps_per_s']:,.0f}",
+                "" if known is None else f"{100 * known:.1f}",
+                "never" if to_goal is None else f"{to_goal:.0f}",
+                f"{summary['held_out'][-1][1]:.4f}",
+            )
+    return table
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
