@@ -16,14 +16,16 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
+from ..agents.baselines import run_all
 from ..agents.dynamic_vit import DynamicViT
 from ..agents.run_directory import versions, write_json
-from ..agents.static_masks import StaticMasks
 from ..agents.training import TrainConfig, train
-from ..backbone import Dataset, load_dataset
-from ..envs import EnvConfig
-from .evaluation import evaluate, validation_masks
+from ..backbone import load_dataset
+from ..envs import ObservationLayout
+from .evaluation import evaluate_against, validation_masks
 from .frontier import hypervolume
+from .measurement import Measurement, measure
+from .rivals import Rivals
 from .static_networks import static_rivals
 from .statistics import bootstrap_interval
 
@@ -99,16 +101,19 @@ def compare(
     Returns:
         The evaluation of each cell, in order.
     """
-    masks: StaticMasks | None = None
+    opponents: dict[Path | None, Rivals] = {}
+    original: Measurement | None = None
     evaluations = []
     for cell in tqdm(cells, desc="compare", unit="run", disable=None if progress_bar else True):
         known = cell.evaluation()
         if known is None:
             net = _trained(cell, progress_bar)
-            validation, test = _splits(cell.config.env_config)
-            if static_mask_images and (masks is None or cell.config.joint):  # a frozen net is the same for all
-                masks = validation_masks(net.backbone, validation, static_mask_images, net.action_unit)
-            found = evaluate(net, validation, test, masks, static_rivals(net.backbone, rivals))
+            trained = cell.folder if cell.config.joint else None  # a frozen backbone is the same for all
+            if trained not in opponents:
+                opponents = {trained: _opponents(cell, net, rivals, static_mask_images)}
+            if cell.config.joint and original is None:
+                original = _original(cell)
+            found = evaluate_against(opponents[trained], net, original)
             known = {
                 "algorithm": cell.config.algorithm,
                 "regime": cell.regime,
@@ -128,8 +133,21 @@ def _trained(cell: Cell, progress_bar: bool) -> DynamicViT:
     return DynamicViT.load(cell.folder, budget=cell.budget if cell.config.env_config.budgets else None)
 
 
-def _splits(env: EnvConfig) -> tuple[Dataset, Dataset]:
-    return load_dataset(env.dataset, "validation", env.data_root), load_dataset(env.dataset, "test", env.data_root)
+def _opponents(cell: Cell, net: DynamicViT, names: Sequence[str], static_mask_images: int) -> Rivals:
+    env = cell.config.env_config
+    validation, test = (load_dataset(env.dataset, split, env.data_root) for split in ("validation", "test"))
+    masks = None
+    if static_mask_images:
+        masks = validation_masks(net.backbone, validation, static_mask_images, net.action_unit)
+    return Rivals(net, validation, test, masks, static_rivals(net.backbone, names))
+
+
+def _original(cell: Cell) -> Measurement:
+    """The full network that joint training began with, on test."""
+    env = cell.config.env_config
+    backbone = env.load_backbone()
+    net = DynamicViT(backbone, run_all(ObservationLayout.of(backbone, "belief", "block"))).eval()
+    return measure(net, load_dataset(env.dataset, "test", env.data_root), description="original")
 
 
 def accuracy_table(evaluations: Sequence[dict[str, Any]]) -> Table:

@@ -9,7 +9,7 @@ from ..agents.static_masks import StaticMasks, enumerate_static_masks, rescore, 
 from ..backbone import Backbone, Dataset
 from ..backbone.protocol import ActionUnit, num_units
 from .measurement import Measurement, measure
-from .oracle import CRITERIA, Codebook, codebook_masks, run_codebook
+from .oracle import CRITERIA, Codebook
 from .rivals import Rivals
 from .statistics import paired_test
 
@@ -26,12 +26,14 @@ class Evaluation:
         net: the network evaluated.
         rivals: baselines at its compute, by name.
         codebook: what the oracle chooses from; None leaves it out.
+        original: of a network whose backbone was trained jointly, the full network as it was before.
     """
 
     dense: Measurement
     net: Measurement
     rivals: dict[str, Measurement]
     codebook: Codebook | None = None
+    original: Measurement | None = None
 
     @property
     def oracles(self) -> dict[str, Measurement]:
@@ -47,10 +49,13 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """JSON values: every network's numbers, and paired tests of `net` against each other one."""
         others, book = {"dense": self.dense, **self.rivals}, self.codebook
+        if self.original is not None:
+            others["original dense"] = self.original
         gaps = {} if book is None else {criterion: asdict(book.gap(self.net, criterion)) for criterion in CRITERIA}
         return {
             "net": self.net.summary(),
             "dense": self.dense.summary(),
+            "original_dense": None if self.original is None else self.original.summary(),
             "rivals": {name: rival.summary() for name, rival in self.rivals.items()},
             "net_minus": {name: asdict(paired_test(self.net.correct, other.correct)) for name, other in others.items()},
             "oracles": {criterion: oracle.summary() for criterion, oracle in self.oracles.items()},
@@ -75,13 +80,21 @@ def evaluate(
         static_masks: from `validation_masks`; without it the best static mask is left out.
         networks: other static networks by the name of the baseline that they make, as `Rivals` takes them.
     """
-    rivals = Rivals(net, validation, test, static_masks, networks)
-    on_validation = measure(net, validation, description="validation")
-    on_test = measure(net, test, description="test")
+    return evaluate_against(Rivals(net, validation, test, static_masks, networks), net)
+
+
+def evaluate_against(rivals: Rivals, net: DynamicViT, original: Measurement | None = None) -> Evaluation:
+    """`evaluate`, for several networks on one backbone: what their rivals have in common is measured once.
+
+    Args:
+        rivals: on the backbone of `net`.
+        net: the network.
+        original: of a backbone that was trained jointly, the full network before that, on test.
+    """
+    on_validation = measure(net, rivals.validation, description="validation")
+    on_test = measure(net, rivals.test, description="test")
     at_compute = rivals.at(on_validation.macs.mean(), on_test.macs.mean())
-    masks = codebook_masks(rivals.layout.num_units, static_masks)
-    codebook = run_codebook(net.backbone, test, masks, net.action_unit)
-    return Evaluation(rivals.dense(), on_test, at_compute, codebook)
+    return Evaluation(rivals.dense(), on_test, at_compute, rivals.codebook, original)
 
 
 def validation_masks(

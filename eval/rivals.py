@@ -14,6 +14,7 @@ from ..backbone import Backbone, Dataset
 from ..envs.observation import ObservationLayout
 from .frontier import neighbours
 from .measurement import Measurement, measure, mix
+from .oracle import Codebook, codebook_masks, run_codebook
 from .prefixes import Prefixes, run_prefixes
 from .static_networks import StaticNetworks
 
@@ -107,6 +108,12 @@ class Rivals:
             low, high = (threshold, high) if cost < validation_macs else (low, threshold)
         units = self._test_prefixes.exit_units(high)
         return self._prefix(units, head_calls=1 + units)
+
+    @functools.cached_property
+    def codebook(self) -> Codebook:
+        """What the oracle chooses from."""
+        masks = codebook_masks(self.layout.num_units, self.static_masks)
+        return run_codebook(self.net.backbone, self.test, masks, self.net.action_unit)
 
     @functools.cached_property
     def _validation_prefixes(self) -> Prefixes:

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from toys import DEPTH, TINY
 
+from vitskip.agents.joint import JointConfig
 from vitskip.agents.training import TrainConfig
+from vitskip.backbone import load_backbone, load_dataset
 from vitskip.eval import comparison
 from vitskip.eval.comparison import accuracy_table, compare, make_cells
 from vitskip.eval.statistics import bootstrap_interval
@@ -52,12 +55,24 @@ def test_what_is_finished_is_only_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert (first[0]["regime"], first[0]["algorithm"]) == ("frozen", "a2c")
     assert "best static mask" in first[0]["rivals"]
     monkeypatch.setattr(comparison, "train", None)
-    monkeypatch.setattr(comparison, "evaluate", None)
+    monkeypatch.setattr(comparison, "evaluate_against", None)
     assert compare(cells, progress_bar=False) == json.loads(json.dumps(first))
     (cells[0].folder / "evaluation-80.json").unlink()
     monkeypatch.undo()
     monkeypatch.setattr(comparison, "train", None)  # the trained run is there: only the evaluation is missing
     assert compare(cells, progress_bar=False)[0]["net"] == first[0]["net"]
+
+
+def test_a_jointly_trained_net_is_held_against_what_it_was_before(tmp_path: Path) -> None:
+    joint = JointConfig(rounds=1, steps=2, batch_size=16, learning_rate=0.05, augmentation="none")
+    base = replace(BASE, joint=joint, total_timesteps=16 * DEPTH * 4)
+    found = compare(make_cells(base, tmp_path, ["a2c"], [0.8], [0]), static_mask_images=0, progress_bar=False)[0]
+    original, test = load_backbone("tiny-vit4"), load_dataset("tiny-digits", "test")
+    with torch.no_grad():
+        accuracy = (original(test.images).argmax(1) == test.labels).float().mean().item()
+    assert found["original_dense"]["accuracy"] == pytest.approx(accuracy)
+    difference = found["net"]["accuracy"] - accuracy
+    assert found["net_minus"]["original dense"]["difference"] == pytest.approx(difference)
 
 
 def test_the_table_has_means_and_intervals() -> None:
