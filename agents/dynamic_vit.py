@@ -219,13 +219,21 @@ class DynamicViT(nn.Module):
         budgets = sorted(self.budgets)
         self.lean_to(float(np.interp(budget, budgets, [self.budgets[known] for known in budgets])))
 
-    def save(self, path: str | Path, *, backbone_name: str, record: dict[str, Any] | None = None) -> None:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        backbone_name: str,
+        record: dict[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """Write a run directory: `run.json`, `backbone.safetensors`, `policy.safetensors`.
 
         Args:
             path: folder; made if missing.
             backbone_name: that builds the backbone's architecture on loading.
             record: further JSON values to keep (configuration, seed, results).
+            dtype: of the backbone's weights in the file, e.g. float16 for half the size; as they are if not given.
         """
         card = card_of(backbone_name)
         description = {
@@ -240,8 +248,9 @@ class DynamicViT(nn.Module):
         lean = self._lean
         if self.budgets:
             self.lean_to(0.0)  # each budget brings its own
-        run_directory.write(Path(path), description, record or {}, self.backbone, self.policy)
-        self.lean_to(lean)
+        run_directory.write(Path(path), description, record or {}, self.backbone, self.policy, dtype)
+        if self.budgets:
+            self.lean_to(lean)
 
     @classmethod
     def load(
@@ -250,7 +259,7 @@ class DynamicViT(nn.Module):
         """Read a run directory made by `save` or `vitskip train`. Nothing in it is executed.
 
         Args:
-            path: the folder.
+            path: the folder, or the name of a shipped agent.
             device: where to put the network.
             mode: "gather" or "dense".
             budget: as for `set_budget`; the middle one of an agent of several budgets if not given.

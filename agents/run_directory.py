@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..backbone import Backbone, load_backbone
@@ -17,6 +18,7 @@ from ..backbone.weights import load_weights, save_weights
 from ..envs.observation import ObservationKind, ObservationLayout
 from .policy import Policy
 
+SHIPPED = Path(__file__).parent / "shipped"  # run directories that come with the package, by name
 FORMAT = "vitskip-run"
 FORMAT_VERSION = 1
 PACKAGES = ("vitskip", "torch", "torchvision", "numpy", "gymnasium", "stable-baselines3", "scikit-learn")
@@ -70,29 +72,34 @@ class Run:
 
 
 def write(
-    path: Path, description: dict[str, Any], record: dict[str, Any], backbone: Backbone, policy: nn.Module
+    path: Path,
+    description: dict[str, Any],
+    record: dict[str, Any],
+    backbone: Backbone,
+    policy: nn.Module,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a run directory; `run.json` goes first and comes last, so that a folder that has it is complete."""
+    """Write a run directory; `run.json` goes first and comes last, so that a folder that has it is complete.
+
+    The backbone's weights are stored as `dtype`, if it is given.
+    """
     path.mkdir(parents=True, exist_ok=True)
     (path / "run.json").unlink(missing_ok=True)
-    save_weights(path / "backbone.safetensors", backbone)
+    save_weights(path / "backbone.safetensors", backbone, dtype)
     save_weights(path / "policy.safetensors", policy)
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, **description}
     write_json(path / "run.json", {**head, "record": {**record, "versions": versions()}})
 
 
 def read(path: Path) -> Run:
-    """Read and check `run.json`.
+    """Read and check `run.json` of a run directory, or of a shipped one by its name.
 
     Raises:
         FileNotFoundError: if there is no run directory.
         ValueError: if `run.json` is not one of ours.
     """
+    path = _find(path)
     file = path / "run.json"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"run directory: expected a folder with run.json, as `vitskip train` writes, got {path}"
-        )
     try:
         values = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:
@@ -125,10 +132,26 @@ def read(path: Path) -> Run:
     return Run(path, **{key: values[key] for key in (*expected, "budgets")})
 
 
+def _find(path: Path) -> Path:
+    shipped = SHIPPED / path
+    for folder in (path, shipped) if path.name == str(path) else (path,):
+        if (folder / "run.json").is_file():
+            return folder
+    raise FileNotFoundError(
+        "run directory: expected a folder with run.json, as `vitskip train` writes, or one of "
+        f"{', '.join(shipped_runs())}, got {path}"
+    )
+
+
 def _is_pair(values: Any) -> bool:
     if not isinstance(values, list) or len(values) != 2:
         return False
     return all(isinstance(value, int | float) for value in values) and 0 < values[0] < 1
+
+
+def shipped_runs() -> list[str]:
+    """Names of the agents that come with the package."""
+    return sorted(file.parent.name for file in SHIPPED.glob("*/run.json"))
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -1,0 +1,81 @@
+"""Agents that come with the package: small, found by their names, and as good as their files say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toys import DEPTH, TINY
+
+from vitskip.agents import DynamicViT, run_directory, train
+from vitskip.agents.run_directory import SHIPPED, read, shipped_runs
+from vitskip.agents.training import TrainConfig
+from vitskip.backbone import load_dataset
+from vitskip.eval.ship import results_on, ship
+
+IMAGES = Path(__file__).parents[2] / "shared" / "data"
+EVERY_SHIPPED = pytest.mark.parametrize("name", shipped_runs())
+
+
+def test_a_run_is_made_small(tmp_path: Path) -> None:
+    """Half precision, no learning curve; the numbers are those of the copy."""
+    budgets = (0.65, 0.95)
+    config = TrainConfig("a2c", 16 * DEPTH, num_envs=16, env={**TINY, "budgets": budgets, "data_root": None})
+    train(config, tmp_path / "run", progress_bar=False)
+    ship(tmp_path / "run", tmp_path / "small", budgets=(0.65, 0.8))
+    sizes = [(tmp_path / name / "backbone.safetensors").stat().st_size for name in ("run", "small")]
+    assert sizes[1] < 0.7 * sizes[0]
+    record = read(tmp_path / "small").record
+    assert "curve" not in record
+    assert record["train"]["algorithm"] == "a2c"
+    test = load_dataset("tiny-digits", "test")
+    copy = DynamicViT.load(tmp_path / "small")
+    assert results_on(copy, test, (0.65, 0.8)) == record["test"]
+    assert list(record["test"]) == ["dense", "0.65", "0.8"]
+    copy.set_budget(0.8)
+    accuracy = (copy(test.images).argmax(1) == test.labels).float().mean().item()
+    assert record["test"]["0.8"]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_a_shipped_run_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of that name goes before."""
+    shipped = tmp_path / "shipped"
+    for folder, seed in ((shipped / "tiny", 1), (tmp_path / "here" / "tiny", 2)):
+        train(TrainConfig("a2c", 16 * DEPTH, seed, 16, env={**TINY}), folder, progress_bar=False)
+    monkeypatch.setattr(run_directory, "SHIPPED", shipped)
+    monkeypatch.chdir(tmp_path)
+    assert read(Path("tiny")).record["train"]["seed"] == 1
+    monkeypatch.chdir(tmp_path / "here")
+    assert read(Path("tiny")).record["train"]["seed"] == 2
+    with pytest.raises(FileNotFoundError, match="or one of tiny, got teeny"):
+        read(Path("teeny"))
+
+
+@EVERY_SHIPPED
+def test_every_shipped_agent_is_small_and_runs(name: str) -> None:
+    assert sum(file.stat().st_size for file in (SHIPPED / name).iterdir()) < 12e6
+    net, results = DynamicViT.load(name), read(Path(name)).record["test"]
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    for budget in map(float, set(results) - {"dense"}):
+        net.set_budget(budget)
+        assert net(images).shape == (4, net.backbone.num_classes)
+
+
+@pytest.mark.data
+@EVERY_SHIPPED
+def test_every_shipped_agent_is_as_good_as_it_says(name: str, tmp_path: Path) -> None:
+    """On the whole test part; a decision may tip on another machine."""
+    record = read(Path(name)).record
+    dataset = record["train"]["env"]["dataset"]
+    if not (IMAGES / dataset).is_dir():
+        pytest.skip(f"needs the images of {IMAGES / dataset}")
+    subprocess.run([sys.executable, str(IMAGES / "unpack.py"), dataset, str(tmp_path), "--npz"], check=True)
+    test = load_dataset(dataset, "test", str(tmp_path))
+    budgets = tuple(sorted(float(budget) for budget in set(record["test"]) - {"dense"}))
+    found = results_on(DynamicViT.load(name), test, budgets)
+    assert json.loads(json.dumps(found)).keys() == record["test"].keys()
+    for budget, expected in record["test"].items():
+        assert found[budget]["accuracy"] == pytest.approx(expected["accuracy"], abs=1e-3)
+        assert found[budget]["macs_fraction"] == pytest.approx(expected["macs_fraction"], abs=1e-3)
