@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -212,10 +212,9 @@ def main(
     algorithms: tuple[str, ...] = ("a2c", "ppo", "reinforce"),
     num_envs: int = 256,
     total_timesteps: int = 2_000_000,
-    prefix_cache: float = 1500.0,
+    env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = EnvConfig(prefix_cache=1500.0),  # noqa: B008 (frozen)
     goal: float = 0.89,
     seed: int = 0,
-    device: str = "cpu",
     json: Path | None = None,
 ) -> None:
     """Print what each algorithm's steps cost, with and without the cache.
@@ -224,13 +223,12 @@ def main(
         algorithms: on-policy ones by name.
         num_envs: images side by side.
         total_timesteps: of each agent.
-        prefix_cache: memory of the cache [10^6 bytes].
+        env: environment arguments; `prefix_cache` is that of the cached one.
         goal: held-out return to which the time is told.
         seed: of images, weights and sampling.
-        device: of environment and policy.
         json: also write the numbers here.
     """
-    configs = {"recomputing": EnvConfig(device=device), "cached": EnvConfig(device=device, prefix_cache=prefix_cache)}
+    configs = {"recomputing": replace(env, prefix_cache=0.0), "cached": env}
     judge, console = make_judge(configs["recomputing"]), Console(width=120)
     learning: dict[str, dict[str, Any]] = {}
     for algorithm in algorithms:
@@ -242,10 +240,10 @@ def main(
     console.print(learning_table(learning, goal))
     for name, rates in round_trip.items():
         ratio = rates["torch"] / rates["sb3"]
-        console.print(f"rollouts, {name}: with tensors on {device} {ratio:.2f} times as many steps/s as SB3's")
+        console.print(f"rollouts, {name}: with tensors on {env.device} {ratio:.2f} times as many steps/s as SB3's")
     if json is not None:
-        settings = {"num_envs": num_envs, "total_timesteps": total_timesteps, "prefix_cache": prefix_cache}
-        settings |= {"goal": goal, "seed": seed, "device": device, "threads": torch.get_num_threads()}
+        settings = {"num_envs": num_envs, "total_timesteps": total_timesteps, "goal": goal, "seed": seed}
+        settings |= {"env": env.arguments(), "threads": torch.get_num_threads()}
         results = {"learning": learning, "round_trip": round_trip}
         write_json(json, {"settings": settings, "versions": versions(), **results})
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,11 @@ def test_the_round_trip_gives_two_rates() -> None:
     assert min(rates.values()) > 0
 
 
-def test_the_command_writes_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learning_speed, "EnvConfig", lambda **arguments: EnvConfig(**TINY, **arguments))
-    file = tmp_path / "speed.json"
-    learning_speed.main(("reinforce",), num_envs=8, total_timesteps=STEPS, goal=-9.0, json=file)
+def test_the_command_writes_its_numbers(tmp_path: Path) -> None:
+    file, config = tmp_path / "speed.json", replace(CONFIG, prefix_cache=10.0)
+    learning_speed.main(("reinforce",), num_envs=8, total_timesteps=STEPS, env=config, goal=-9.0, json=file)
     values = json.loads(file.read_text())
     assert set(values["learning"]["reinforce"]) == {"recomputing", "cached"}
-    assert values["settings"]["num_envs"] == 8
+    assert (values["settings"]["num_envs"], values["settings"]["env"]["prefix_cache"]) == (8, 10)
     assert values["learning"]["reinforce"]["cached"]["seconds_to_goal"] > 0
     assert algorithms.ALGORITHMS["reinforce"].num_envs != 8
