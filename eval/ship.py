@@ -37,7 +37,7 @@ def results_on(net: DynamicViT, test: Dataset, budgets: tuple[float, ...] = ()) 
     """Accuracy and share of the dense compute by budget, and of the full network ("dense")."""
     with torch.no_grad():
         full = torch.cat([net.backbone(batch).argmax(1) for batch in test.images.split(500)])
-    found = {"dense": {"accuracy": (full == test.labels).float().mean().item(), "macs_fraction": 1.0}}
+    found = {"dense": {"accuracy": (full == test.labels).double().mean().item(), "macs_fraction": 1.0}}
     for budget in budgets or sorted(net.budgets) or (None,):
         if budget is not None:
             net.set_budget(budget)
