@@ -112,8 +112,8 @@ class EnvConfig:
             if argument not in valid:
                 error = unknown_name("environment argument", argument, [*valid, *others])
                 raise UnknownArgumentError(f"{error} (unexpected keyword argument {argument!r})")
-        listed = {name: tuple(value) for name, value in arguments.items() if isinstance(value, list)}
-        return cls(**{**arguments, **listed})
+        budgets = arguments.get("budgets", ())
+        return cls(**{**arguments, "budgets": tuple(budgets) if isinstance(budgets, list) else budgets})
 
     def arguments(self) -> EnvArguments:
         """The same as keyword arguments of the environment."""
