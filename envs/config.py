@@ -141,10 +141,11 @@ def _check_not_negative(argument: str, value: Any) -> None:
 
 
 def _check_budgets(values: Any) -> None:
-    if not isinstance(values, tuple) or not all(isinstance(value, float) and 0 < value < 1 for value in values):
-        raise ValueError(f"budgets: expected a list of shares of the dense compute in (0, 1), got {values!r}")
+    shown = list(values) if isinstance(values, tuple) else values
+    if shown is values or not all(isinstance(value, float) and 0 < value < 1 for value in values):
+        raise ValueError(f"budgets: expected a list of shares of the dense compute in (0, 1), got {shown!r}")
     if len(set(values)) < len(values):
-        raise ValueError(f"budgets: expected each of them once, got {values!r}")
+        raise ValueError(f"budgets: expected each of them once, got {shown!r}")
 
 
 def check_device(name: str) -> torch.device:
