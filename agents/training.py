@@ -1,5 +1,6 @@
 """Train one agent, on a frozen backbone or jointly with it, and leave a run directory."""
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -84,6 +85,13 @@ class TrainConfig:
         return EnvConfig.from_arguments({**ALGORITHMS[self.algorithm].env, **self.env})
 
     @property
+    def record(self) -> dict[str, Any]:
+        """All settings with the defaults filled in, as JSON has them."""
+        num_envs = ALGORITHMS[self.algorithm].num_envs if self.num_envs is None else self.num_envs
+        settings = {**asdict(self), "num_envs": num_envs, "env": asdict(self.env_config)}
+        return json.loads(json.dumps(settings))
+
+    @property
     def budgets(self) -> tuple[float, ...]:
         """All that are held: the environment's, or the one, or none."""
         return self.env_config.budgets or (() if self.budget is None else (self.budget,))
@@ -138,7 +146,7 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
     seconds = time.perf_counter() - start
     net = DynamicViT(core.backbone, extract(), action_unit=env_config.action_unit).eval()
     record = {
-        "train": {**asdict(config), "num_envs": core.num_envs, "env": asdict(env_config)},
+        "train": config.record,
         "seconds": seconds,
         "curve": statistics.curve,
         "cost_weight": core.cost_weight.tolist(),
@@ -150,11 +158,10 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
 
 
 def _make_core(config: TrainConfig, env_config: EnvConfig) -> SkipCore:
-    num_envs = ALGORITHMS[config.algorithm].num_envs if config.num_envs is None else config.num_envs
     backbone = env_config.load_backbone()
     if config.joint:
         backbone = deepcopy(backbone)  # the loaded one is shared by all environments of this process
-    return SkipCore(backbone, env_config.load_dataset(), env_config, num_envs)
+    return SkipCore(backbone, env_config.load_dataset(), env_config, config.record["num_envs"])
 
 
 def _callbacks(

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..agents.baselines import run_all
 from ..agents.dynamic_vit import DynamicViT
-from ..agents.run_directory import versions, write_json
+from ..agents.run_directory import read, versions, write_json
 from ..agents.training import TrainConfig, train
 from ..backbone import load_dataset
 from ..envs import ObservationLayout
@@ -54,7 +54,7 @@ class Cell:
     @property
     def file(self) -> Path:
         """Where its numbers are kept."""
-        return self.folder / f"evaluation-{round(100 * self.budget)}.json"
+        return self.folder / f"evaluation-{100 * self.budget:g}.json"
 
     def evaluation(self) -> dict[str, Any] | None:
         """The finished cell's numbers; None if it is not finished."""
@@ -80,7 +80,7 @@ def make_cells(
                 shown = base.env_config.budgets
                 config = replace(base, algorithm=algorithm, budget=None if shown else budget, seed=seed)
                 _ = config.env_config  # unknown names are refused before anything is trained
-                name = f"{kind}{algorithm}-{'all' if shown else round(100 * budget)}-seed{seed}"
+                name = f"{kind}{algorithm}-{'all' if shown else f'{100 * budget:g}'}-seed{seed}"
                 cells.append(Cell(config, out / name, budget))
                 if shown and not min(shown) <= budget <= max(shown):
                     raise ValueError(f"budgets: expected them within those that the agent is shown, got {budget}")
@@ -100,7 +100,12 @@ def compare(
 
     Returns:
         The evaluation of each cell, in order.
+
+    Raises:
+        ValueError: if a finished run was trained with other settings, before anything is trained.
     """
+    for cell in cells:
+        _check_settings(cell)
     opponents: dict[Path | None, Rivals] = {}
     original: Measurement | None = None
     evaluations = []
@@ -125,6 +130,22 @@ def compare(
             write_json(cell.file, known)
         evaluations.append(known)
     return evaluations
+
+
+def _check_settings(cell: Cell) -> None:
+    """A run that is there must be the one that would be trained; its data may have moved."""
+    if not (cell.folder / "run.json").is_file():
+        return
+    found, expected = read(cell.folder).record.get("train", {}), cell.config.record
+    for settings in (found, expected):
+        settings.get("env", {}).pop("data_root", None)
+    different = [name for name in expected if found.get(name) != expected[name]]
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"{cell.folder}: expected a run with {name} {expected[name]}, got {found.get(name)}; "
+            "choose another folder, or remove this one"
+        )
 
 
 def _trained(cell: Cell, progress_bar: bool) -> DynamicViT:

@@ -63,6 +63,18 @@ def test_what_is_finished_is_only_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert compare(cells, progress_bar=False)[0]["net"] == first[0]["net"]
 
 
+def test_a_run_that_was_trained_otherwise_is_refused(tmp_path: Path) -> None:
+    compare(make_cells(BASE, tmp_path, ["a2c"], [0.8], [0]), static_mask_images=0, progress_bar=False)
+    for change, message in [
+        ({"total_timesteps": 32 * DEPTH}, f"expected a run with total_timesteps {32 * DEPTH}, got {16 * DEPTH}"),
+        ({"env": {**TINY, "cost_weight": 0.7}}, "expected a run with env"),
+        ({"hyperparameters": {"gamma": 0.5}}, "expected a run with hyperparameters"),
+    ]:
+        cells = make_cells(replace(BASE, **change), tmp_path, ["a2c"], [0.8], [0])
+        with pytest.raises(ValueError, match=message):
+            compare(cells, progress_bar=False)
+
+
 def test_a_jointly_trained_net_is_held_against_what_it_was_before(tmp_path: Path) -> None:
     joint = JointConfig(rounds=1, steps=2, batch_size=16, learning_rate=0.05, augmentation="none")
     base = replace(BASE, joint=joint, total_timesteps=16 * DEPTH * 4)
