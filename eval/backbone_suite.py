@@ -29,7 +29,7 @@ LARGE_RECIPE = Recipe(
     epochs=200, batch_size=512, label_smoothing=0.1, augmentation="cifar-strong", precision="bfloat16", ema_decay=0.9995
 )
 SIZES = {"small": (SMALL, SMALL_RECIPE), "large": (LARGE, LARGE_RECIPE)}
-SHALLOW = (8, 6, 4, 3)
+SHALLOW = (4, 3, 6, 8)
 
 
 def suite(size: Literal["small", "large"]) -> dict[str, tuple[dict[str, Any], Recipe]]:

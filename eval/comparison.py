@@ -5,15 +5,11 @@ validation part; the test part is touched once per cell, by `evaluate`.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from rich.markup import escape
-from rich.table import Table
 from tqdm import tqdm
 
 from ..agents.baselines import run_all
@@ -23,11 +19,9 @@ from ..agents.training import TrainConfig, train
 from ..backbone import load_dataset
 from ..envs import ObservationLayout
 from .evaluation import evaluate_against, validation_masks
-from .frontier import hypervolume
 from .measurement import Measurement, measure
 from .rivals import Rivals
 from .static_networks import static_rivals
-from .statistics import bootstrap_interval
 
 
 @dataclass(frozen=True)
@@ -169,53 +163,3 @@ def _original(cell: Cell) -> Measurement:
     backbone = env.load_backbone()
     net = DynamicViT(backbone, run_all(ObservationLayout.of(backbone, "belief", "block"))).eval()
     return measure(net, load_dataset(env.dataset, "test", env.data_root), description="original")
-
-
-def accuracy_table(evaluations: Sequence[dict[str, Any]]) -> Table:
-    """Test accuracy of each algorithm and baseline at each budget: mean over seeds, and its 95% interval.
-
-    The hypervolume is that of all its networks together, up to the dense compute.
-    """
-    budgets = sorted({evaluation["budget"] for evaluation in evaluations})
-    seeds = {evaluation["seed"] for evaluation in evaluations}
-    dense = np.mean([evaluation["dense"]["accuracy"] for evaluation in evaluations])
-    table = Table(
-        title=f"test accuracy [%] at a share of the dense compute; dense {100 * dense:.2f}; {len(seeds)} seeds"
-    )
-    for heading in (
-        "regime",
-        "network",
-        *(f"{100 * budget:.0f}%" for budget in budgets),
-        "hypervolume",
-        "paths",
-        "bits",
-    ):
-        table.add_column(escape(heading), justify="left" if heading in ("regime", "network") else "right")
-    for regime, name, rows in _series(evaluations):
-        by_budget = [np.array([row["accuracy"] for budget, row in rows if budget == wanted]) for wanted in budgets]
-        paths = np.mean([row["distinct_paths"] for _, row in rows])
-        bits = np.mean([row["path_bits"] for _, row in rows])
-        macs, accuracy = (np.array([row[key] for _, row in rows]) for key in ("macs_fraction", "accuracy"))
-        volume = f"{hypervolume(macs, accuracy):.3f}"
-        table.add_row(regime, name, *map(_mean, by_budget), volume, f"{paths:.0f}", f"{bits:.1f}")
-    return table
-
-
-def _series(evaluations: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, list[tuple[float, dict[str, Any]]]]]:
-    """(regime, network, [(budget, numbers)]): the algorithms, then the baselines at their compute."""
-    for regime in dict.fromkeys(evaluation["regime"] for evaluation in evaluations):
-        mine = [evaluation for evaluation in evaluations if evaluation["regime"] == regime]
-        for algorithm in dict.fromkeys(evaluation["algorithm"] for evaluation in mine):
-            yield regime, algorithm, [(e["budget"], e["net"]) for e in mine if e["algorithm"] == algorithm]
-        rivals = [(e["budget"], {**e["rivals"], "oracle (agrees)": e["oracles"]["agrees"]}) for e in mine]
-        for rival in dict.fromkeys(name for _, found in rivals for name in found):
-            yield regime, f"  {rival}", [(budget, found[rival]) for budget, found in rivals if rival in found]
-
-
-def _mean(values: NDArray[np.float64]) -> str:
-    if not len(values):
-        return "-"
-    if len(values) == 1:
-        return f"{100 * values[0]:.2f}"
-    low, high = bootstrap_interval(values)
-    return f"{100 * values.mean():.2f} [{100 * low:.2f}, {100 * high:.2f}]"

@@ -32,12 +32,13 @@ def draw_reward_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path
 
 
 def draw_accuracy_over_compute(points: Mapping[str, Sequence[Point]], path: Path, *, lines: Sequence[str] = ()) -> None:
-    """Accuracy over compute, one colour per network; names in `lines` are joined in order of compute."""
+    """Accuracy over compute, joined in order of compute, one colour per network; names in `lines` are thin."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     for name, values in points.items():
         macs, accuracy = 100 * np.array(sorted(values)).T
-        axes.plot(macs, accuracy, "o-" if name in lines else "D", label=name, markersize=4 if name in lines else 8)
+        thin = name in lines
+        axes.plot(macs, accuracy, "o--" if thin else "D-", label=name, markersize=4 if thin else 7, linewidth=1.2)
     axes.set(xlabel="compute, policy included [% of dense MACs]", ylabel="test accuracy [%]")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower right")

@@ -16,7 +16,8 @@ from vitskip.agents.joint import JointConfig
 from vitskip.agents.training import TrainConfig
 from vitskip.backbone import load_backbone, load_dataset
 from vitskip.eval import comparison
-from vitskip.eval.comparison import accuracy_table, compare, make_cells
+from vitskip.eval.comparison import compare, make_cells
+from vitskip.eval.comparison_report import accuracy_table, frontiers
 from vitskip.eval.statistics import bootstrap_interval
 
 BASE = TrainConfig(total_timesteps=16 * DEPTH, num_envs=16, env={**TINY})
@@ -95,7 +96,7 @@ def test_the_table_has_means_and_intervals() -> None:
             "algorithm": "ppo",
             "budget": budget,
             "seed": seed,
-            "dense": {"accuracy": 0.9},
+            "dense": {"accuracy": 0.9, "macs_fraction": 1.0},
             "net": {"accuracy": accuracy, **numbers},
             "rivals": {"first k": {"accuracy": 0.5, **numbers}},
             "oracles": {"agrees": {"accuracy": 0.95, **numbers}},
@@ -111,6 +112,13 @@ def test_the_table_has_means_and_intervals() -> None:
     assert "0.425" in ppo  # 0.85 from half of the compute on
     assert any("first k" in line and "50.00" in line for line in lines)
     assert any("oracle" in line and "95.00" in line for line in lines)
+    assert frontiers(evaluations) == {
+        "ppo": [(0.5, pytest.approx(0.75)), (0.5, 0.85)],
+        "first k": [(0.5, 0.5), (0.5, 0.5)],
+        "run-all (dense)": [(1.0, pytest.approx(0.9))],
+    }
+    both = [*evaluations, {**evaluations[0], "regime": "joint"}]
+    assert set(frontiers(both)) >= {"frozen: ppo", "joint: ppo", "joint: first k"}
 
 
 def test_the_interval_of_a_mean_of_runs() -> None:

@@ -17,8 +17,10 @@ from vitskip.agents.training import CALIBRATION_IMAGES, TrainConfig
 from vitskip.agents.training import train as train_agent
 from vitskip.backbone import load_dataset
 from vitskip.envs import EnvConfig
-from vitskip.eval.comparison import accuracy_table, make_cells
 from vitskip.eval.comparison import compare as compare_cells
+from vitskip.eval.comparison import make_cells
+from vitskip.eval.comparison_report import accuracy_table, frontiers
+from vitskip.eval.figures import draw_accuracy_over_compute
 
 from .output import console, write_result
 
@@ -124,6 +126,7 @@ def compare(
     upfront: bool = False,
     rival: tuple[str, ...] = (),
     static_mask_images: int = 256,
+    figure: Path | None = None,
     json: Path | None = None,
 ) -> None:
     """Train algorithms at several budgets and seeds, and hold them against every baseline; resumes what is missing.
@@ -141,6 +144,7 @@ def compare(
         upfront: decide all blocks at once, after block 0.
         rival: further backbones, by name or folder, e.g. shallower ones; mixed in pairs they make one more baseline.
         static_mask_images: validation images on which all static masks are tried; 0 leaves that baseline out.
+        figure: also draw accuracy over compute into this PNG file.
         json: also write all numbers here.
     """
     base = TrainConfig(
@@ -153,6 +157,11 @@ def compare(
     cells = make_cells(base, out, algorithms, at, seeds)
     evaluations = compare_cells(cells, rivals=rival, static_mask_images=static_mask_images)
     console.print(accuracy_table(evaluations))
+    if figure is not None:
+        points = frontiers(evaluations)
+        draw_accuracy_over_compute(
+            points, figure, lines=[name for name in points if name.split(": ")[-1] not in algorithms]
+        )
     write_result(json, evaluations)
 
 
