@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..backbone import Backbone, Dataset
 from ..backbone.batches import Batches
 from ..backbone.masked import run_masked
 from ..backbone.pretrain import make_batches, make_optimizer
 from ..backbone.processes import Processes
+from ..backbone.protocol import ActionUnit
 from ..backbone.recipe import Recipe
 from ..envs.core import SkipCore
 from .dynamic_vit import DynamicViT
@@ -67,6 +69,90 @@ class JointConfig:
         )
 
 
+class BackboneTuner:
+    """The ViT's turns: descent on the paths that it is given, held to what the full net believed at first.
+
+    Args:
+        backbone: to train in place.
+        dataset: training images, on the backbone's device.
+        config: how.
+        action_unit: "block" or "half".
+        seed: of order and augmentation.
+        progress_bar: show one for each round.
+
+    Attributes:
+        teacher: the full net as it was before.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        dataset: Dataset,
+        config: JointConfig,
+        *,
+        action_unit: ActionUnit = "block",
+        seed: int = 0,
+        progress_bar: bool = True,
+    ) -> None:
+        self.backbone, self.config, self.progress_bar = backbone, config, progress_bar
+        self.action_unit: ActionUnit = action_unit
+        self.teacher = deepcopy(backbone).eval().requires_grad_(False)
+        self._recipe = config.recipe(seed)
+        device = next(backbone.parameters()).device
+        self._batches: Batches = make_batches(backbone, dataset, self._recipe, Processes(0, 1, device))
+        self._optimizer = make_optimizer(backbone, self._recipe)
+        self._step = 0
+
+    def train_round(self, choose: Callable[[Tensor, int], Tensor]) -> float:
+        """One round; its mean loss.
+
+        Args:
+            choose: from images [B, 3, H, W] and the number of the step, the units to run, bool [B, U].
+        """
+        steps = self.config.steps or self._batches.steps_per_epoch
+        losses = []
+        self.backbone.train().requires_grad_(True)
+        progress = tqdm(range(steps), desc="ViT", unit="step", leave=False, disable=None if self.progress_bar else True)
+        for step in progress:
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._recipe.learning_rate_at(step / steps)
+            batch = self._batches[self._step]
+            losses.append(self._descend(batch.images, batch.targets, choose(batch.images, self._step)))
+            self._step += 1
+        self.backbone.eval().requires_grad_(False)
+        return float(torch.stack(losses).mean())
+
+    def _descend(self, images: Tensor, targets: Tensor, keep_mask: Tensor) -> Tensor:
+        with torch.no_grad():
+            belief = self.teacher(images).float().log_softmax(1)
+        logits = run_masked(self.backbone, images, keep_mask.cpu(), self.action_unit).float()
+        label_loss = F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
+        divergence = F.kl_div(logits.log_softmax(1), belief, reduction="batchmean", log_target=True)
+        loss = self.config.label_weight * label_loss + divergence
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(list(self.backbone.parameters()), self._recipe.clip_norm)
+        self._optimizer.step()
+        return loss.detach()
+
+
+def tune_dense(
+    backbone: Backbone, dataset: Dataset, config: JointConfig, *, seed: int = 0, progress_bar: bool = True
+) -> None:
+    """Train the full net in place for as long as joint training would, in the same way: what it is to be compared with.
+
+    Args:
+        backbone: the ViT.
+        dataset: training images.
+        config: how.
+        seed: of order and augmentation.
+        progress_bar: show one for each round.
+    """
+    tuner = BackboneTuner(backbone, dataset, config, seed=seed, progress_bar=progress_bar)
+    for _ in range(config.rounds):
+        tuner.train_round(lambda images, _: torch.ones(len(images), backbone.depth, dtype=torch.bool))
+
+
 class JointTraining(BaseCallback):
     """Trains the environment's backbone in place, on the agent's drawn paths, several times during `learn`.
 
@@ -78,7 +164,7 @@ class JointTraining(BaseCallback):
         progress_bar: show one for each round.
 
     Attributes:
-        teacher: the full net as it was before.
+        tuner: what trains the ViT.
         curve: columns over rounds: mean loss, mean MACs share of the paths.
     """
 
@@ -92,12 +178,12 @@ class JointTraining(BaseCallback):
         progress_bar: bool = True,
     ) -> None:
         super().__init__()
-        self.core, self.extract, self.config, self.progress_bar = core, extract, config, progress_bar
-        self.recipe = config.recipe(seed)
-        self.teacher = deepcopy(core.backbone).eval().requires_grad_(False)
+        self.core, self.extract, self.config, self._seed = core, extract, config, seed
         self.curve: dict[str, list[float]] = {"loss": [], "macs_fraction": []}
-        self._batches: Batches = make_batches(core.backbone, core.dataset, self.recipe, Processes(0, 1, core.device))
-        self._optimizer = make_optimizer(core.backbone, self.recipe)
+        unit = core.config.action_unit
+        self.tuner = BackboneTuner(
+            core.backbone, core.dataset, config, action_unit=unit, seed=seed, progress_bar=progress_bar
+        )
 
     def _on_step(self) -> bool:
         return True
@@ -112,42 +198,23 @@ class JointTraining(BaseCallback):
 
     def train_backbone(self) -> None:
         """One round."""
-        steps = self.config.steps or self._batches.steps_per_epoch
         policy = self.extract().to(self.core.device)
         policy.rule.samples = True
         net = DynamicViT(self.core.backbone, policy, action_unit=self.core.config.action_unit)
-        first = len(self.curve["loss"]) * steps
-        losses, spent = [], []
-        self.core.backbone.train().requires_grad_(True)
-        progress = tqdm(range(steps), desc="ViT", unit="step", leave=False, disable=None if self.progress_bar else True)
-        for step in progress:
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.recipe.learning_rate_at(step / steps)
-            batch = self._batches[first + step]
-            net.shown_budget = self._draw_budgets(len(batch.images), first + step)
-            net(batch.images)
+        spent = []
+
+        def choose(images: Tensor, step: int) -> Tensor:
+            net.shown_budget = self._draw_budgets(len(images), step)
+            net(images)
             assert net.last_trace is not None
             spent.append(net.last_trace.macs.float().mean())
-            losses.append(self._descend(batch.images, batch.targets, net.last_trace.keep_mask))
-        self.core.backbone.eval().requires_grad_(False)
+            return net.last_trace.keep_mask
+
+        self.curve["loss"].append(self.tuner.train_round(choose))
         self.core.weights_changed()
-        self.curve["loss"].append(float(torch.stack(losses).mean()))
         self.curve["macs_fraction"].append(float(torch.stack(spent).mean()) / self.core.backbone.macs.total)
 
     def _draw_budgets(self, images: int, step: int) -> Tensor:
         """One for each image, [B, 1]; zeros where the environment has none."""
-        generator = np.random.default_rng([self.recipe.seed, step])
+        generator = np.random.default_rng([self._seed, step])
         return torch.tensor(generator.choice(self.core.config.budgets or (0.0,), (images, 1))).float()
-
-    def _descend(self, images: Tensor, targets: Tensor, keep_mask: Tensor) -> Tensor:
-        with torch.no_grad():
-            belief = self.teacher(images).float().log_softmax(1)
-        logits = run_masked(self.core.backbone, images, keep_mask.cpu(), self.core.config.action_unit).float()
-        label_loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
-        divergence = F.kl_div(logits.log_softmax(1), belief, reduction="batchmean", log_target=True)
-        loss = self.config.label_weight * label_loss + divergence
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(list(self.core.backbone.parameters()), self.recipe.clip_norm)
-        self._optimizer.step()
-        return loss.detach()

@@ -6,6 +6,7 @@ validation part; the test part is touched once per cell, by `evaluate`.
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from ..agents.baselines import run_all
 from ..agents.dynamic_vit import DynamicViT
+from ..agents.joint import tune_dense
 from ..agents.run_directory import read, versions, write_json
 from ..agents.training import TrainConfig, train
 from ..backbone import load_dataset
@@ -49,6 +51,11 @@ class Cell:
     def file(self) -> Path:
         """Where its numbers are kept."""
         return self.folder / f"evaluation-{100 * self.budget:g}.json"
+
+    @property
+    def dense_folder(self) -> Path:
+        """Where the full network is kept that was trained as long as a joint run trains its own."""
+        return self.folder.parent / f"dense-seed{self.config.seed}"
 
     def evaluation(self) -> dict[str, Any] | None:
         """The finished cell's numbers; None if it is not finished."""
@@ -101,7 +108,7 @@ def compare(
     for cell in cells:
         _check_settings(cell)
     opponents: dict[Path | None, Rivals] = {}
-    original: Measurement | None = None
+    references: dict[int, dict[str, Measurement]] = {}  # by seed
     evaluations = []
     for cell in tqdm(cells, desc="compare", unit="run", disable=None if progress_bar else True):
         known = cell.evaluation()
@@ -110,9 +117,10 @@ def compare(
             trained = cell.folder if cell.config.joint else None  # a frozen backbone is the same for all
             if trained not in opponents:
                 opponents = {trained: _opponents(cell, net, rivals, static_mask_images)}
-            if cell.config.joint and original is None:
-                original = _original(cell)
-            found = evaluate_against(opponents[trained], net, original)
+            seed = cell.config.seed
+            if seed not in references:
+                references[seed] = _references(cell, progress_bar)
+            found = evaluate_against(opponents[trained], net, references[seed])
             known = {
                 "algorithm": cell.config.algorithm,
                 "regime": cell.regime,
@@ -128,18 +136,21 @@ def compare(
 
 def _check_settings(cell: Cell) -> None:
     """A run that is there must be the one that would be trained; its data may have moved."""
-    if not (cell.folder / "run.json").is_file():
-        return
-    found, expected = read(cell.folder).record.get("train", {}), cell.config.record
-    for settings in (found, expected):
-        settings.get("env", {}).pop("data_root", None)
-    different = [name for name in expected if found.get(name) != expected[name]]
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"{cell.folder}: expected a run with {name} {expected[name]}, got {found.get(name)}; "
-            "choose another folder, or remove this one"
-        )
+    expected = {cell.folder: cell.config.record}
+    if cell.config.joint:
+        expected[cell.dense_folder] = {"joint": expected[cell.folder]["joint"]}
+    for folder, settings in expected.items():
+        if not (folder / "run.json").is_file():
+            continue
+        found = read(folder).record.get("train", {})
+        for env in (settings.get("env", {}), found.get("env", {})):
+            env.pop("data_root", None)
+        for name, value in settings.items():
+            if found.get(name) != value:
+                raise ValueError(
+                    f"{folder}: expected a run with {name} {value}, got {found.get(name)}; "
+                    "choose another folder, or remove this one"
+                )
 
 
 def _trained(cell: Cell, progress_bar: bool) -> DynamicViT:
@@ -157,9 +168,23 @@ def _opponents(cell: Cell, net: DynamicViT, names: Sequence[str], static_mask_im
     return Rivals(net, validation, test, masks, static_rivals(net.backbone, names))
 
 
-def _original(cell: Cell) -> Measurement:
-    """The full network that joint training began with, on test."""
-    env = cell.config.env_config
-    backbone = env.load_backbone()
-    net = DynamicViT(backbone, run_all(ObservationLayout.of(backbone, "belief", "block"))).eval()
-    return measure(net, load_dataset(env.dataset, "test", env.data_root), description="original")
+def _references(cell: Cell, progress_bar: bool) -> dict[str, Measurement]:
+    """Of a joint cell, on test: the full network that it began with, and the same after as much training on its own.
+
+    The latter is kept beside the cells, as a run directory that runs all.
+    """
+    config, env = cell.config, cell.config.env_config
+    if config.joint is None:
+        return {}
+    original = deepcopy(env.load_backbone())
+    run_everything = run_all(ObservationLayout.of(original, "belief", "block"))
+    if not (cell.dense_folder / "run.json").is_file():
+        backbone, dataset = deepcopy(original).to(env.device), env.load_dataset().to(env.device)
+        tune_dense(backbone, dataset, config.joint, seed=config.seed, progress_bar=progress_bar)
+        record = {"train": {"joint": config.record["joint"], "seed": config.seed}}
+        DynamicViT(backbone, run_everything).save(cell.dense_folder, backbone_name=env.backbone, record=record)
+    test = load_dataset(env.dataset, "test", env.data_root)
+    return {
+        "original dense": measure(DynamicViT(original, run_everything).eval(), test, description="original"),
+        "tuned dense": measure(DynamicViT.load(cell.dense_folder), test, description="tuned dense"),
+    }

@@ -22,10 +22,8 @@ def accuracy_table(evaluations: Evaluations) -> Table:
     """
     budgets = _budgets(evaluations)
     seeds = {evaluation["seed"] for evaluation in evaluations}
-    dense = np.mean([evaluation["dense"]["accuracy"] for evaluation in evaluations])
-    table = Table(
-        title=f"test accuracy [%] at a share of the dense compute; dense {100 * dense:.2f}; {len(seeds)} seeds"
-    )
+    full = "; ".join(f"{name} {100 * accuracy:.2f}" for name, accuracy in _full_networks(evaluations).items())
+    table = Table(title=f"test accuracy [%] at a share of the dense compute; {full}; {len(seeds)} seeds")
     for heading in (
         "regime",
         "network",
@@ -45,6 +43,13 @@ def accuracy_table(evaluations: Evaluations) -> Table:
     return table
 
 
+def _full_networks(evaluations: Evaluations) -> dict[str, float]:
+    """Mean accuracy of the full networks by name: the cells' own, and those that joint ones are held against."""
+    known = [{"dense": evaluation["dense"], **evaluation.get("references", {})} for evaluation in evaluations]
+    names = dict.fromkeys(name for networks in known for name in networks)
+    return {name: float(np.mean([n[name]["accuracy"] for n in known if name in n])) for name in names}
+
+
 def frontiers(evaluations: Evaluations) -> dict[str, list[Point]]:
     """(MACs fraction, test accuracy) at each budget, means over seeds, of all networks but the oracle, and of dense."""
     one_regime = len({evaluation["regime"] for evaluation in evaluations}) == 1
@@ -55,8 +60,7 @@ def frontiers(evaluations: Evaluations) -> dict[str, list[Point]]:
         by_budget = [[row for at, row in rows if at == budget] for budget in _budgets(evaluations)]
         label = name.strip() if one_regime else f"{regime}: {name.strip()}"
         points[label] = [_mean_point(found) for found in by_budget if found]
-    points["run-all (dense)"] = [_mean_point([evaluation["dense"] for evaluation in evaluations])]
-    return points
+    return points | {name: [(1.0, accuracy)] for name, accuracy in _full_networks(evaluations).items()}
 
 
 def _budgets(evaluations: Evaluations) -> list[float]:

@@ -1,7 +1,7 @@
 """`vitskip evaluate`: a run against the dense network and every baseline at equal compute."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..agents.dynamic_vit import DynamicViT
@@ -26,14 +26,14 @@ class Evaluation:
         net: the network evaluated.
         rivals: baselines at its compute, by name.
         codebook: what the oracle chooses from; None leaves it out.
-        original: of a network whose backbone was trained jointly, the full network as it was before.
+        references: other full networks, by name: those that a jointly trained backbone must be held against.
     """
 
     dense: Measurement
     net: Measurement
     rivals: dict[str, Measurement]
     codebook: Codebook | None = None
-    original: Measurement | None = None
+    references: Mapping[str, Measurement] = field(default_factory=dict)
 
     @property
     def oracles(self) -> dict[str, Measurement]:
@@ -48,19 +48,18 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """JSON values: every network's numbers, and paired tests of `net` against each other one."""
-        others, book = {"dense": self.dense, **self.rivals}, self.codebook
-        if self.original is not None:
-            others["original dense"] = self.original
+        full, book = {"dense": self.dense, **self.references}, self.codebook
+        tests = {name: paired_test(self.net.correct, other.correct) for name, other in (full | self.rivals).items()}
         gaps = {} if book is None else {criterion: asdict(book.gap(self.net, criterion)) for criterion in CRITERIA}
         return {
             "net": self.net.summary(),
             "dense": self.dense.summary(),
-            "original_dense": None if self.original is None else self.original.summary(),
+            "references": {name: reference.summary() for name, reference in self.references.items()},
             "rivals": {name: rival.summary() for name, rival in self.rivals.items()},
-            "net_minus": {name: asdict(paired_test(self.net.correct, other.correct)) for name, other in others.items()},
+            "net_minus": {name: asdict(test) for name, test in tests.items()},
             "oracles": {criterion: oracle.summary() for criterion, oracle in self.oracles.items()},
             "oracle_minus_net": gaps,
-            "no_worse_than_dense_by_half_a_point": paired_test(self.net.correct, self.dense.correct).no_worse(),
+            "no_worse_by_half_a_point": {name: tests[name].no_worse() for name in full},
         }
 
 
@@ -83,18 +82,20 @@ def evaluate(
     return evaluate_against(Rivals(net, validation, test, static_masks, networks), net)
 
 
-def evaluate_against(rivals: Rivals, net: DynamicViT, original: Measurement | None = None) -> Evaluation:
+def evaluate_against(
+    rivals: Rivals, net: DynamicViT, references: Mapping[str, Measurement] | None = None
+) -> Evaluation:
     """`evaluate`, for several networks on one backbone: what their rivals have in common is measured once.
 
     Args:
         rivals: on the backbone of `net`.
         net: the network.
-        original: of a backbone that was trained jointly, the full network before that, on test.
+        references: other full networks by name, on test.
     """
     on_validation = measure(net, rivals.validation, description="validation")
     on_test = measure(net, rivals.test, description="test")
     at_compute = rivals.at(on_validation.macs.mean(), on_test.macs.mean())
-    return Evaluation(rivals.dense(), on_test, at_compute, rivals.codebook, original)
+    return Evaluation(rivals.dense(), on_test, at_compute, rivals.codebook, references or {})
 
 
 def validation_masks(

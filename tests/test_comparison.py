@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from toys import DEPTH, TINY
 
+from vitskip.agents import DynamicViT
 from vitskip.agents.joint import JointConfig
 from vitskip.agents.training import TrainConfig
 from vitskip.backbone import load_backbone, load_dataset
@@ -76,16 +77,24 @@ def test_a_run_that_was_trained_otherwise_is_refused(tmp_path: Path) -> None:
             compare(cells, progress_bar=False)
 
 
-def test_a_jointly_trained_net_is_held_against_what_it_was_before(tmp_path: Path) -> None:
+def test_a_jointly_trained_net_is_held_against_what_it_was_before_and_a_dense_one_tuned_as_long(tmp_path: Path) -> None:
     joint = JointConfig(rounds=1, steps=2, batch_size=16, learning_rate=0.05, augmentation="none")
     base = replace(BASE, joint=joint, total_timesteps=16 * DEPTH * 4)
     found = compare(make_cells(base, tmp_path, ["a2c"], [0.8], [0]), static_mask_images=0, progress_bar=False)[0]
     original, test = load_backbone("tiny-vit4"), load_dataset("tiny-digits", "test")
     with torch.no_grad():
         accuracy = (original(test.images).argmax(1) == test.labels).float().mean().item()
-    assert found["original_dense"]["accuracy"] == pytest.approx(accuracy)
+    assert found["references"]["original dense"]["accuracy"] == pytest.approx(accuracy)
     difference = found["net"]["accuracy"] - accuracy
     assert found["net_minus"]["original dense"]["difference"] == pytest.approx(difference)
+    tuned = DynamicViT.load(tmp_path / "dense-seed0")
+    assert not torch.equal(tuned.backbone.head.weight, original.head.weight)
+    accuracy = (tuned(test.images).argmax(1) == test.labels).float().mean().item()
+    assert found["references"]["tuned dense"]["accuracy"] == pytest.approx(accuracy)
+    assert set(found["no_worse_by_half_a_point"]) == {"dense", "original dense", "tuned dense"}
+    other = replace(base, joint=replace(joint, steps=3))
+    with pytest.raises(ValueError, match="dense-seed0: expected a run with joint"):
+        compare(make_cells(other, tmp_path, ["reinforce"], [0.8], [0]), static_mask_images=0, progress_bar=False)
 
 
 def test_the_table_has_means_and_intervals() -> None:
@@ -115,7 +124,7 @@ def test_the_table_has_means_and_intervals() -> None:
     assert frontiers(evaluations) == {
         "ppo": [(0.5, pytest.approx(0.75)), (0.5, 0.85)],
         "first k": [(0.5, 0.5), (0.5, 0.5)],
-        "run-all (dense)": [(1.0, pytest.approx(0.9))],
+        "dense": [(1.0, pytest.approx(0.9))],
     }
     both = [*evaluations, {**evaluations[0], "regime": "joint"}]
     assert set(frontiers(both)) >= {"frozen: ppo", "joint: ppo", "joint: first k"}

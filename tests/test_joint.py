@@ -11,7 +11,7 @@ from toys import DEPTH, TINY, tiny_core
 from vitskip.agents import DynamicViT, Policy, train
 from vitskip.agents.budget import calibrate, macs_fraction
 from vitskip.agents.callbacks import Curriculum
-from vitskip.agents.joint import JointConfig, JointTraining
+from vitskip.agents.joint import JointConfig, JointTraining, tune_dense
 from vitskip.agents.run_directory import read
 from vitskip.agents.training import TrainConfig
 from vitskip.backbone import load_backbone, load_dataset
@@ -75,7 +75,18 @@ def test_the_teacher_stays_as_it_was() -> None:
     core = tiny_core(16)
     joint = JointTraining(core, lambda: Policy("mask", core.layout, keep=[True] * 4), JOINT, progress_bar=False)
     joint.train_backbone()
-    assert same_weights(joint.teacher, load_backbone("tiny-vit4"))
+    assert same_weights(joint.tuner.teacher, load_backbone("tiny-vit4"))
+
+
+def test_the_dense_twin_gets_the_same_batches_and_steps() -> None:
+    """It is what joint training is with an agent that runs all."""
+    core, backbone = tiny_core(16), load_backbone("tiny-vit4")
+    joint = JointTraining(core, lambda: Policy("mask", core.layout, keep=[True] * 4), JOINT, seed=3, progress_bar=False)
+    for _ in range(JOINT.rounds):
+        joint.train_backbone()
+    tune_dense(backbone, core.dataset, JOINT, seed=3, progress_bar=False)
+    assert same_weights(backbone, core.backbone)
+    assert not same_weights(backbone, load_backbone("tiny-vit4"))
 
 
 def test_what_was_computed_with_other_weights_is_forgotten() -> None:
