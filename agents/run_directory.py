@@ -132,6 +132,31 @@ def read(path: Path) -> Run:
     return Run(path, **{key: values[key] for key in (*expected, "budgets")})
 
 
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Make sure that a finished run is the one that these settings would train; its data may have moved.
+
+    Args:
+        path: the folder; if there is no run yet, all is well.
+        settings: some or all of what `vitskip train` records, by name.
+
+    Raises:
+        ValueError: if a setting is another one.
+    """
+    if not (path / "run.json").is_file():
+        return
+    recorded = read(path).record.get("train", {})
+    for name, value in settings.items():
+        found, expected = (_without_data_root(wanted) for wanted in (recorded.get(name), value))
+        if found != expected:
+            raise ValueError(
+                f"{path}: expected a run with {name} {expected}, got {found}; choose another folder, or remove this one"
+            )
+
+
+def _without_data_root(value: Any) -> Any:
+    return {key: item for key, item in value.items() if key != "data_root"} if isinstance(value, dict) else value
+
+
 def _find(path: Path) -> Path:
     shipped = SHIPPED / path
     for folder in (path, shipped) if path.name == str(path) else (path,):

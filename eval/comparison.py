@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..agents.baselines import run_all
 from ..agents.dynamic_vit import DynamicViT
 from ..agents.joint import tune_dense
-from ..agents.run_directory import read, versions, write_json
+from ..agents.run_directory import check_settings, versions, write_json
 from ..agents.training import TrainConfig, train
 from ..backbone import load_dataset
 from ..envs import ObservationLayout
@@ -106,7 +106,9 @@ def compare(
         ValueError: if a finished run was trained with other settings, before anything is trained.
     """
     for cell in cells:
-        _check_settings(cell)
+        check_settings(cell.folder, cell.config.record)
+        if cell.config.joint:
+            check_settings(cell.dense_folder, {"joint": cell.config.record["joint"]})
     opponents: dict[Path | None, Rivals] = {}
     references: dict[int, dict[str, Measurement]] = {}  # by seed
     evaluations = []
@@ -132,25 +134,6 @@ def compare(
             write_json(cell.file, known)
         evaluations.append(known)
     return evaluations
-
-
-def _check_settings(cell: Cell) -> None:
-    """A run that is there must be the one that would be trained; its data may have moved."""
-    expected = {cell.folder: cell.config.record}
-    if cell.config.joint:
-        expected[cell.dense_folder] = {"joint": expected[cell.folder]["joint"]}
-    for folder, settings in expected.items():
-        if not (folder / "run.json").is_file():
-            continue
-        found = read(folder).record.get("train", {})
-        for env in (settings.get("env", {}), found.get("env", {})):
-            env.pop("data_root", None)
-        for name, value in settings.items():
-            if found.get(name) != value:
-                raise ValueError(
-                    f"{folder}: expected a run with {name} {value}, got {found.get(name)}; "
-                    "choose another folder, or remove this one"
-                )
 
 
 def _trained(cell: Cell, progress_bar: bool) -> DynamicViT:
