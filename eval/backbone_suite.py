@@ -20,6 +20,7 @@ from ..agents.run_directory import write_json
 from ..backbone import load_dataset
 from ..backbone.backbones import build_backbone
 from ..backbone.recipe import Recipe
+from .figures import Point, draw_accuracy_over_compute
 from .pretraining import pretrain_and_measure
 
 SMALL = {"embed_dim": 128, "num_heads": 4, "mlp_ratio": 2.0, "patch_size": 8, "stem": "conv"}  # for two CPU cores
@@ -47,6 +48,7 @@ def main(
     size: Literal["small", "large"] = "small",
     only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     device: str = "cpu",
+    figure: Path | None = None,
     json_path: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Train what is missing, and print one table.
@@ -58,6 +60,7 @@ def main(
         size: "small" trains on two cores, "large" wants a GPU.
         only: train these only, e.g. vit12.
         device: where to train.
+        figure: also draw accuracy over compute into this PNG file.
         json_path: write the table here, too.
     """
     cards: dict[str, dict[str, Any]] = {}
@@ -68,6 +71,8 @@ def main(
         if (folder / "card.json").is_file():
             cards[name] = json.loads((folder / "card.json").read_text())
     Console(width=120).print(_table(dataset, cards))
+    if figure is not None:
+        draw_accuracy_over_compute(_frontiers(cards), figure, lines=list(cards["vit12"]["test"]["accuracy"]))
     if json_path is not None:
         write_json(json_path, cards)
 
@@ -96,6 +101,23 @@ def _train(
 def _flag(name: str, value: Any) -> str:
     flag = name.replace("_", "-")
     return f"--{flag} {value}" if not isinstance(value, bool) else f"--{flag}" if value else f"--no-{flag}"
+
+
+def _frontiers(cards: dict[str, dict[str, Any]]) -> dict[str, list[Point]]:
+    """(MACs over those of vit12, test accuracy): of vit12 by its ways of skipping, and of the plain nets together."""
+    if "vit12" not in cards:
+        raise ValueError(f"figure: expected vit12 to be trained, got {', '.join(cards) or 'nothing'}")
+    tolerant = cards["vit12"]
+    points = {
+        way: list(zip(tolerant["test"]["macs_fraction"], column, strict=True))
+        for way, column in tolerant["test"]["accuracy"].items()
+    }
+    plain = [card for name, card in cards.items() if name.endswith("-plain")]
+    if plain:
+        points["plain nets of 3 to 12 blocks"] = [
+            (card["macs"] / tolerant["macs"], card["test"]["full_accuracy"]) for card in plain
+        ]
+    return points
 
 
 def _table(dataset: str, cards: dict[str, dict[str, Any]]) -> Table:

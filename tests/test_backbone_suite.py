@@ -52,13 +52,15 @@ def test_the_suite_trains_what_is_missing_and_tables_what_is_there(
     assert load_backbone(str(tiny_suite / "tiny-digits-small-vit3-plain")).depth == 3
     first = capsys.readouterr().out
     monkeypatch.setattr(backbone_suite, "pretrain_and_measure", None)  # nothing is trained again
-    backbone_suite.main(NAMES["dataset"], out=tiny_suite, only=("vit12",))
+    backbone_suite.main(NAMES["dataset"], out=tiny_suite, only=("vit12",), figure=tiny_suite / "all.png")
+    assert (tiny_suite / "all.png").stat().st_size > 10_000
     assert first.splitlines()[3:] == capsys.readouterr().out.splitlines()[3:]
     assert "best static mask" in first
 
 
 def test_the_command_of_a_card_gives_the_same_run(tiny_suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone_suite.main(NAMES["dataset"], out=tiny_suite, only=("vit3-plain",))
+    with pytest.raises(ValueError, match="figure: expected vit12 to be trained, got vit3-plain"):
+        backbone_suite.main(NAMES["dataset"], out=tiny_suite, only=("vit3-plain",), figure=tiny_suite / "all.png")
     card = json.loads((tiny_suite / "tiny-digits-small-vit3-plain" / "card.json").read_text())
     program, command, *words = shlex.split(card["command"])
     assert (program, command) == ("vitskip", "pretrain")
