@@ -71,10 +71,10 @@ def main(
         if (folder / "card.json").is_file():
             cards[name] = json.loads((folder / "card.json").read_text())
     Console(width=120).print(_table(dataset, cards))
-    if figure is not None:
-        draw_accuracy_over_compute(_frontiers(cards), figure, lines=list(cards["vit12"]["test"]["accuracy"]))
     if json_path is not None:
         write_json(json_path, cards)
+    if figure is not None:
+        draw_accuracy_over_compute(_frontiers(cards), figure, lines=list(cards["vit12"]["test"]["accuracy"]))
 
 
 def _train(

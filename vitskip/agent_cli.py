@@ -160,7 +160,7 @@ def compare(
     if figure is not None:
         points = frontiers(evaluations)
         draw_accuracy_over_compute(
-            points, figure, lines=[name for name in points if name.split(": ")[-1] not in algorithms]
+            points, figure, lines=[name for name in points if name not in algorithms]
         )
     write_result(json, evaluations)
 
