@@ -265,5 +265,5 @@ def _check_fit(backbone: Backbone, dataset: Dataset) -> None:
     if height != width or len(dataset.classes) != backbone.num_classes:
         raise ValueError(
             f"dataset: expected square images of {backbone.num_classes} classes, as the backbone takes, "
-            f"got {height}x{width} images of {len(dataset.classes)} classes"
+            f"got {height}x{width} images of {len(dataset.classes)} classes; `backbone` names another one"
         )
