@@ -1,6 +1,5 @@
 """`vitskip demo`: train two agents on the embedded task, hold them against every baseline, and draw it."""
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,38 +8,29 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..agents.dynamic_vit import DynamicViT
 from ..agents.run_directory import versions, write_json
 from ..agents.training import TrainConfig, TrainResult, train
 from ..backbone import load_dataset
-from .evaluation import Evaluation, validation_masks
+from ..envs import EnvConfig
+from .evaluation import Evaluation, evaluate_against, validation_masks
 from .figures import draw_accuracy_over_compute, draw_episodes, draw_reward_curves
-from .measurement import Measurement, measure
+from .measurement import Measurement
 from .rivals import Rivals
-from .statistics import paired_test
+from .statistics import PairedTest, paired_test
 from .tables import format_test
 from .throughput import Benchmark, benchmark
 
-AGENTS = {  # how each is trained; a larger cost weight buys compute with accuracy
-    "ppo": TrainConfig("ppo", 2_000_000, env={"cost_weight": 0.1}),
-    "ppo-tight": TrainConfig("ppo", 2_000_000, env={"cost_weight": 0.6}),
-    "a2c": TrainConfig("a2c", 1_000_000, env={"cost_weight": 0.1}),
-}
+ALGORITHMS = ("ppo", "a2c")
+TIMESTEPS = 1_000_000
+BUDGETS = (0.25, 0.3, 0.4, 0.5, 0.6, 0.75)  # each agent learns all of them
+SHOWN_BUDGETS = (0.5, 0.3)
 LEVELS = (2, 3, 4, 5, 6, 8, 10, 12)  # blocks at which the rivals' curves are drawn
-SHOWN = 8  # episodes in the strip
+EPISODES = 8  # in the strip
 BATCH_SIZES = (1, 256)
 
 
-@dataclass(frozen=True)
-class DemoRow:
-    """A network of the demo's table."""
-
-    measurement: Measurement
-    timing: Benchmark
-
-
 def demo(out: Path, *, seed: int = 0, scale: float = 1.0, console: Console) -> dict[str, Any]:
-    """Train PPO and A2C, compare, draw; everything is left in `out`.
+    """Train PPO and A2C, each for all budgets, compare at two of them, draw; everything is left in `out`.
 
     Args:
         out: folder for run directories, pictures and `results.json`.
@@ -58,25 +48,22 @@ def demo(out: Path, *, seed: int = 0, scale: float = 1.0, console: Console) -> d
         raise ValueError(f"scale: expected more than 0, got {scale}")
     out.mkdir(parents=True, exist_ok=True)
     console.print("[bold]1/4[/] training: an agent sees what the head would say now, and skips or runs the next block")
-    runs = {
-        name: train(replace(config, total_timesteps=int(config.total_timesteps * scale), seed=seed), out / name)
-        for name, config in AGENTS.items()
-    }
+    env = EnvConfig(budgets=BUDGETS).changed()
+    configs = {name: TrainConfig(name, int(TIMESTEPS * scale), seed, env=env) for name in ALGORITHMS}
+    runs = {name: train(config, out / name) for name, config in configs.items()}
     validation, test = load_dataset("digits", "validation"), load_dataset("digits", "test")
     console.print("[bold]2/4[/] rivals: all 4,096 static masks on validation images, then thresholds at equal compute")
-    backbone = runs["ppo"].net.backbone
-    masks = validation_masks(backbone, validation)
+    net = runs[ALGORITHMS[0]].net
+    rivals = Rivals(net, validation, test, validation_masks(net.backbone, validation))
     evaluations: dict[str, Evaluation] = {}
-    rivals = Rivals(runs["ppo"].net, validation, test, masks)
+    timings: dict[str, Benchmark] = {}
+    console.print("[bold]3/4[/] measuring: accuracy; throughput, dense and dynamic in turn on the same test images")
     for name, run in runs.items():
-        on_validation = measure(run.net, validation, description="validation")
-        on_test = measure(run.net, test, description="test")
-        at_compute = rivals.at(float(on_validation.macs.mean()), float(on_test.macs.mean()))
-        evaluations[name] = Evaluation(rivals.dense(), on_test, at_compute)
-    console.print("[bold]3/4[/] throughput: dense and dynamic in turn on the same test images")
-    timings = {
-        name: benchmark(run.net, test.images, batch_sizes=BATCH_SIZES, seconds=3.0) for name, run in runs.items()
-    }
+        for budget in SHOWN_BUDGETS:
+            run.net.set_budget(budget)
+            label = f"{name.upper()} at {100 * budget:.0f}%"
+            evaluations[label] = evaluate_against(rivals, run.net)
+            timings[label] = benchmark(run.net, test.images, batch_sizes=BATCH_SIZES, seconds=3.0)
     console.print("[bold]4/4[/] pictures")
     _draw(out, runs, evaluations, rivals)
     console.print(_table(evaluations, timings))
@@ -84,9 +71,10 @@ def demo(out: Path, *, seed: int = 0, scale: float = 1.0, console: Console) -> d
         "seed": seed,
         "scale": scale,
         "versions": versions(),
+        "seconds": {name: run.seconds for name, run in runs.items()},
         "agents": {
-            name: {**evaluations[name].summary(), "benchmark": timings[name].summary(), "seconds": run.seconds}
-            for name, run in runs.items()
+            name: {**evaluation.summary(), "benchmark": timings[name].summary()}
+            for name, evaluation in evaluations.items()
         },
     }
     write_json(out / "results.json", results)
@@ -96,6 +84,7 @@ def demo(out: Path, *, seed: int = 0, scale: float = 1.0, console: Console) -> d
 
 
 def _draw(out: Path, runs: dict[str, TrainResult], evaluations: dict[str, Evaluation], rivals: Rivals) -> None:
+    names = [name.upper() for name in runs]
     draw_reward_curves({name.upper(): run.curve for name, run in runs.items()}, out / "reward_curves.png")
     macs = rivals.net.backbone.macs
     curves: dict[str, list[Measurement]] = {}
@@ -103,12 +92,12 @@ def _draw(out: Path, runs: dict[str, TrainResult], evaluations: dict[str, Evalua
         target = macs.stem + macs.head + sum(macs.units("block")[:level])
         for name, measurement in rivals.at(target, target).items():
             curves.setdefault(name, []).append(measurement)
-    agents = {name.upper(): [evaluation.net] for name, evaluation in evaluations.items()}
+    agents = {name: [found.net for label, found in evaluations.items() if label.startswith(name)] for name in names}
     points = {name: [(row.macs_fraction, row.accuracy) for row in rows] for name, rows in {**curves, **agents}.items()}
     draw_accuracy_over_compute(points, out / "accuracy_over_compute.png", lines=tuple(curves))
-    net: DynamicViT = runs["ppo"].net
-    index = np.argsort(rivals.test.difficulty[:500].numpy())[:: 500 // SHOWN][:SHOWN].tolist()
-    draw_episodes(net, rivals.test, index, out / "episodes.png")
+    index = np.argsort(rivals.test.difficulty[:500].numpy())[:: 500 // EPISODES][:EPISODES].tolist()
+    rivals.net.set_budget(SHOWN_BUDGETS[0])
+    draw_episodes(rivals.net, rivals.test, index, out / "episodes.png")
 
 
 def _table(evaluations: dict[str, Evaluation], timings: dict[str, Benchmark]) -> Table:
@@ -130,12 +119,19 @@ def _table(evaluations: dict[str, Evaluation], timings: dict[str, Benchmark]) ->
         single, batch = timings[name].timings
         rates = (f"{single.dynamic_throughput:,.0f}", f"{batch.dynamic_throughput:,.0f}")
         speed_ups = (f"{single.speed_up:.2f}", f"{batch.speed_up:.2f}")
-        table.add_row(f"[bold]{name.upper()}[/]", *_numbers(evaluation.net), *rates, *speed_ups)
+        table.add_row(f"[bold]{name}[/]", *_numbers(evaluation.net), *rates, *speed_ups)
         for rival, row in {"run-all (dense)": dense, **evaluation.rivals}.items():
             test = paired_test(evaluation.net.correct, row.correct)
-            verdict = "wins" if test.low > 0 else "loses" if test.high < 0 else "level"
-            table.add_row(f"  {rival}", *_numbers(row), *("",) * 4, f"{format_test(test)} {verdict:>5}")
+            table.add_row(
+                f"  {rival}", *_numbers(row), *("",) * 4, f"{format_test(test)} {_verdict(test, row is dense)}"
+            )
     return table
+
+
+def _verdict(test: PairedTest, is_dense: bool) -> str:
+    if is_dense and test.no_worse():
+        return "within 0.5"
+    return f"{'wins' if test.low > 0 else 'loses' if test.high < 0 else 'level':<10}"
 
 
 def _numbers(row: Measurement) -> tuple[str, str, str]:

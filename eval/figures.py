@@ -49,13 +49,15 @@ def draw_episodes(net: DynamicViT, dataset: Dataset, index: Sequence[int], path:
     """The ends of some episodes, one below the other, as the environment renders them.
 
     Args:
-        net: whose decisions to show.
+        net: whose decisions to show, at its budget where it has several.
         dataset: where the images are.
         index: which images.
         path: PNG file to write.
     """
     rows = np.arange(len(index))
-    config = EnvConfig(observation=net.policy.layout.kind, action_unit=net.action_unit)
+    layout = net.policy.layout
+    budgets = (net.shown_budget,) if layout.shows_budget and isinstance(net.shown_budget, float) else ()
+    config = EnvConfig(observation=layout.kind, action_unit=net.action_unit, budgets=budgets)
     core = SkipCore(net.backbone, dataset, config, len(rows))
     core.reset(rows, np.array(index, np.int64))
     for _ in range(core.num_units):

@@ -259,6 +259,6 @@ def test_the_demo(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "in points" in " ".join(result.stdout.split())
     results = json.loads((tmp_path / "results.json").read_text())
-    assert set(results["agents"]) == {"ppo", "ppo-tight", "a2c"}
+    assert set(results["agents"]) == {"PPO at 50%", "PPO at 30%", "A2C at 50%", "A2C at 30%"}
     for picture in ("reward_curves", "accuracy_over_compute", "episodes"):
         assert (tmp_path / "demo" / f"{picture}.png").stat().st_size > 10_000

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nets import make_net
+from nets import make_net, make_policy
 from numpy.typing import NDArray
 from PIL import Image
 from toys import tiny_core
 
-from vitskip.backbone import load_dataset
+from vitskip.agents import DynamicViT
+from vitskip.backbone import load_backbone, load_dataset
+from vitskip.envs import ObservationLayout
 from vitskip.envs.single import episode_frame
 from vitskip.envs.viewer import WIDTH, draw_strip
 from vitskip.eval.figures import draw_accuracy_over_compute, draw_episodes, draw_reward_curves
@@ -70,3 +72,15 @@ def test_episodes(tmp_path: Path, rule: str, action_unit: str, kind: str) -> Non
     expected = draw_strip([episode_frame(core, row) for row in range(3)], columns=picture.shape[1] // WIDTH)
     assert np.array_equal(picture, expected)
     assert expected.std() > 5
+
+
+def test_episodes_of_a_net_that_is_told_its_budget(tmp_path: Path) -> None:
+    vit, dataset = load_backbone("tiny-vit4"), load_dataset("tiny-digits", "test")
+    net = DynamicViT(vit, make_policy("mlp", ObservationLayout.of(vit, "belief", "block", True))).eval()
+    net.budgets = {0.1: -4.0, 0.9: 4.0}  # leans far apart, so that the two pictures differ
+    pictures = []
+    for budget in net.budgets:
+        net.set_budget(budget)
+        draw_episodes(net, dataset, [0, 1, 2], tmp_path / "episodes.png")
+        pictures.append(read_picture(tmp_path / "episodes.png"))
+    assert (pictures[0] != pictures[1]).any()

@@ -159,9 +159,7 @@ def compare(
     console.print(accuracy_table(evaluations))
     if figure is not None:
         points = frontiers(evaluations)
-        draw_accuracy_over_compute(
-            points, figure, lines=[name for name in points if name not in algorithms]
-        )
+        draw_accuracy_over_compute(points, figure, lines=[name for name in points if name not in algorithms])
     write_result(json, evaluations)
 
 
