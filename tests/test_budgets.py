@@ -12,6 +12,7 @@ from nets import make_net, make_policy
 from toys import DEPTH, TINY, tiny_core
 
 import vitskip  # noqa: F401 - registers the ids
+from vitskip import agent_cli
 from vitskip.agents import DynamicViT, Policy, train
 from vitskip.agents.budget import calibrate, macs_fraction
 from vitskip.agents.joint import JointConfig, JointTraining
@@ -207,3 +208,16 @@ def test_a_comparison_trains_the_agent_once(tmp_path: Path, monkeypatch: pytest.
 def test_algorithms_without_a_reward_refuse_several(tmp_path: Path, algorithm: str) -> None:
     with pytest.raises(ValueError, match="budgets: expected none for "):
         train(TrainConfig(algorithm, 16, num_envs=4, env=ENV), tmp_path, progress_bar=False)
+
+
+def test_a_planner_is_taught_at_the_budget_that_it_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(TrainConfig("a2c", 128 * DEPTH, env={**ENV}), tmp_path / "run", progress_bar=False)
+    asked = []
+
+    def distill(teacher: DynamicViT, images: torch.Tensor, config: Any) -> DynamicViT:
+        asked.append(teacher.shown_budget)
+        return teacher
+
+    monkeypatch.setattr(agent_cli, "distill_agent", distill)
+    agent_cli.distill(tmp_path / "run", tmp_path / "planner", budget=0.95)
+    assert asked == [0.95]

@@ -95,11 +95,13 @@ def distill(
         run: run directory of the teacher.
         out: run directory to write.
         config: how the planner learns.
-        budget: mean share of the dense net's compute, corrected on validation images; the teacher's if not given.
+        budget: mean share of the dense net's compute, corrected on validation images; the teacher's if not given. A
+            teacher of several budgets is asked for this one.
         data_root: folder of the data set, if it is not where it was in training.
         json: also write the record here.
     """
-    teacher, record = DynamicViT.load(run), read(run)
+    record = read(run)
+    teacher = DynamicViT.load(run, budget=budget if record.budgets else None)
     env = record.record["train"]["env"]
     train_set, validation = (
         load_dataset(env["dataset"], split, data_root or env["data_root"]) for split in ("train", "validation")
