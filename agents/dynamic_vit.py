@@ -17,9 +17,12 @@ from ..backbone.protocol import ActionUnit, unit_runner
 from ..backbone.registry import unknown_name
 from ..envs.observation import ObservationKind, ObservationLayout
 from . import run_directory
+from .observer import Observer, State
 from .policy import Policy
 
 Mode = Literal["dense", "gather"]
+FEW_ROWS = 4  # up to which an operation costs more than its arithmetic, so that deciding ahead saves time
+WINDOW = 6  # units that are then decided at once, as long as none of them runs
 
 
 @dataclass(frozen=True)
@@ -33,21 +36,6 @@ class Trace:
 
     keep_mask: Bool[Tensor, "B U"]
     macs: Int64[Tensor, " B"]
-
-
-@dataclass(frozen=True)
-class _State:
-    """A batch on its way through the depth: tokens [B, N, D], logits [B, K], observation [B, O], spent [B] MACs."""
-
-    tokens: Tensor
-    logits: Tensor
-    observation: Tensor
-    spent: Tensor
-
-    def write(self, rows: Int64[Tensor, " R"], new: "_State") -> None:
-        """Replace some rows, in place."""
-        for name in ("tokens", "logits", "observation", "spent"):
-            getattr(self, name).index_copy_(0, rows, getattr(new, name))
 
 
 class DynamicViT(nn.Module):
@@ -70,7 +58,7 @@ class DynamicViT(nn.Module):
         ValueError: if the policy was made for another backbone, or the mode is unknown.
     """
 
-    _one_hot: Tensor  # [U, U]
+    _decided_again: Tensor  # units that are, after each one that ran in a window, int64 [U]
 
     def __init__(
         self, backbone: Backbone, policy: Policy, *, action_unit: ActionUnit = "block", mode: Mode = "gather"
@@ -89,7 +77,10 @@ class DynamicViT(nn.Module):
         self.budgets: dict[float, float] = {}
         self._lean = 0.0
         self._unit_macs = backbone.macs.units(action_unit)
-        self.register_buffer("_one_hot", torch.eye(len(self._unit_macs)), persistent=False)
+        self._observer = Observer(expected, sum(self._unit_macs))
+        units = torch.arange(expected.num_units)
+        left = torch.minimum(WINDOW - 1 - units % WINDOW, units.flip(0))
+        self.register_buffer("_decided_again", left, persistent=False)
 
     @torch.no_grad()
     def forward(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
@@ -118,9 +109,7 @@ class DynamicViT(nn.Module):
         for unit in range(first):
             tokens = self._run_unit(unit, tokens)
         spent = torch.full((len(tokens),), sum(self._unit_macs[:first]), device=tokens.device)
-        observation = self._observe(tokens, spent).observation
-        self._show_progress(observation, first)
-        return tokens, observation
+        return tokens, self._observer.before(slice(first, first + 1), self._observe(tokens, spent).observation)
 
     def _run_upfront(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
         """Block 0, one look, one host read of all decisions, then the chosen blocks only."""
@@ -148,20 +137,31 @@ class DynamicViT(nn.Module):
         return self.backbone.classify(tokens)
 
     def _run_sequentially(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
-        state = self._observe(tokens, torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device))
-        decisions, memory = [], None
+        """Look where tokens are new; with few rows decide the units of a window at once, as if all were skipped.
+
+        What that says of units after the first RUN is wrong, and decided again when it has run.
+        """
+        units, everything = len(self._unit_macs), torch.arange(len(tokens), device=tokens.device)
+        ahead = len(tokens) <= FEW_ROWS and not self.policy.remembers  # a memory takes every step, skipped or not
+        window = WINDOW if ahead else 1
+        state = self._observe(tokens, torch.zeros_like(everything))
+        keep_mask = torch.zeros(len(tokens), units, dtype=torch.bool, device=tokens.device)
+        rows, memory = everything, None
         for unit, macs in enumerate(self._unit_macs):
-            self._show_progress(state.observation, unit)
-            run, memory = self.policy.step(state.observation, memory)
-            decisions.append(run)
-            rows = run.nonzero().squeeze(1)
+            rows = rows if unit % window else everything
+            if len(rows):
+                coming = slice(unit, min(unit - unit % window + window, units))
+                shown = self._observer.before(coming, _take(state.observation, rows))
+                run, memory = self.policy.step(shown, memory)
+                keep_mask[:, coming].index_copy_(0, rows, run.view(len(rows), coming.stop - unit))
+            rows = keep_mask[:, unit].nonzero().squeeze(1)
             if len(rows) == len(tokens):
                 state = self._observe(self._run_unit(unit, state.tokens), state.spent + macs)
             elif len(rows):
                 active = self._run_rows_of(unit, state.tokens, rows)
-                state.write(rows, self._observe(active, state.spent[rows] + macs))
-        keep_mask = torch.stack(decisions, 1)
-        self._leave_trace(keep_mask, state.spent, head_calls=keep_mask.sum(1), decisions=len(decisions))
+                state.write(rows, self._observe(active, state.spent[rows] + macs, rows))
+        decisions = units + (keep_mask * self._decided_again).sum(1) if ahead else units
+        self._leave_trace(keep_mask, state.spent, head_calls=keep_mask.sum(1), decisions=decisions)
         return state.logits
 
     def _run_unit(self, unit: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
@@ -173,27 +173,20 @@ class DynamicViT(nn.Module):
             return self._run_unit(unit, tokens)[rows]
         return self._run_unit(unit, tokens.index_select(0, rows))
 
-    def _observe(self, tokens: Float[Tensor, "B N D"], spent: Int64[Tensor, " B"]) -> "_State":
-        """The head and the observation again, for rows whose tokens are new; `_show_progress` fills in the rest."""
-        logits = self.backbone.classify(tokens)
-        layout, units = self.policy.layout, len(self._unit_macs)
-        progress = torch.zeros(len(tokens), layout.progress.stop - layout.progress.start, device=tokens.device)
-        progress[:, units] = spent.double() / sum(self._unit_macs)
-        return _State(tokens, logits, layout.observe(logits, progress, tokens), spent)
-
-    def _show_progress(self, observation: Float[Tensor, "B O"], unit: int) -> None:
-        """Fill in, in place, what is the same before and after a skip: the next unit, and the budget."""
-        layout = self.policy.layout
-        observation[:, layout.depth] = self._one_hot[unit]
-        if layout.shows_budget:
-            observation[:, layout.budget] = self.shown_budget
+    def _observe(
+        self, tokens: Float[Tensor, "R N D"], spent: Int64[Tensor, " R"], rows: Int64[Tensor, " R"] | None = None
+    ) -> State:
+        """Ask the head of new tokens, all rows' or some."""
+        budget = self.shown_budget
+        shown = budget if rows is None or not isinstance(budget, Tensor) else budget[rows]
+        return self._observer.observe(tokens, self.backbone.classify(tokens), spent, shown)
 
     def _leave_trace(
         self,
         keep_mask: Bool[Tensor, "B U"],
         spent: Int64[Tensor, " B"],
         head_calls: Int64[Tensor, " B"] | int = 0,
-        decisions: int = 0,
+        decisions: Int64[Tensor, " B"] | int = 0,
     ) -> None:
         macs = self.backbone.macs
         policy = decisions * self.policy.macs + head_calls * macs.head  # the last head call gives the logits
@@ -278,3 +271,8 @@ class DynamicViT(nn.Module):
         if net.budgets or budget is not None:
             net.set_budget(sorted(net.budgets)[len(net.budgets) // 2] if budget is None else budget)
         return net
+
+
+def _take(values: Float[Tensor, "B O"], rows: Int64[Tensor, " R"]) -> Float[Tensor, "R O"]:
+    """Some rows, in order; all of them without a copy."""
+    return values if len(rows) == len(values) else values.index_select(0, rows)

@@ -58,6 +58,11 @@ class Policy(nn.Module):
         """Whether the rule sees the image once, after the first block, and then decides all units."""
         return isinstance(self.rule, PlanRule)
 
+    @property
+    def remembers(self) -> bool:
+        """Whether a decision depends on the steps before, so that it takes each step, skipped or not."""
+        return isinstance(self.rule, LstmRule)
+
     def step(
         self, observation: Float[Tensor, "B O"], state: LstmState | None = None
     ) -> tuple[Bool[Tensor, " *decisions"], LstmState | None]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitskip.agents import DynamicViT, Policy, baselines
+from vitskip.agents.dynamic_vit import FEW_ROWS, WINDOW
 from vitskip.backbone import load_backbone, load_dataset, run_masked
 from vitskip.envs import ObservationLayout
 
@@ -157,16 +158,33 @@ def test_macs_equal_torchs_counter(images: Tensor, rule: str, action_unit: str, 
 
 
 @UNITS
-def test_macs_by_hand(images: Tensor, action_unit: str) -> None:
-    """One head call at the start and one per unit run, the last of which gives the logits; a decision per unit."""
+@pytest.mark.parametrize("rows", [COUNT, FEW_ROWS])
+def test_macs_by_hand(images: Tensor, action_unit: str, rows: int) -> None:
+    """One head call at the start and one per unit run, the last of which gives the logits; a decision per unit.
+
+    Few rows decide ahead, and again after a unit that ran.
+    """
     net = make_net("mlp", action_unit)
-    net(images)
+    net(images[:rows])
     macs, keep_mask = net.backbone.macs, keep_mask_of(net)
     units = torch.tensor(macs.units(action_unit))
-    inputs = 10 + 3 + len(units) + 1
-    decisions = len(units) * (inputs * 8 + 8 * 8 + 8)
+    inputs, last = 10 + 3 + len(units) + 1, len(units) - 1
+    again = [sum(min(WINDOW - 1 - u % WINDOW, last - u) for u in range(len(row)) if row[u]) for row in keep_mask]
+    decisions = (len(units) + torch.tensor(again) * (rows <= FEW_ROWS)) * (inputs * 8 + 8 * 8 + 8)
     expected = macs.stem + (keep_mask * units).sum(1) + (1 + keep_mask.sum(1)) * macs.head + decisions
     assert torch.equal(macs_of(net), expected)
+
+
+@EVERY_RULE
+@UNITS
+def test_rows_route_alike_in_small_and_large_batches(images: Tensor, rule: str, action_unit: str) -> None:
+    net = make_net(rule, action_unit)
+    logits = net(images)
+    keep_mask = keep_mask_of(net)
+    for start in range(0, len(images), FEW_ROWS):
+        part = slice(start, start + FEW_ROWS)
+        close(net(images[part]), logits[part])
+        assert torch.equal(keep_mask_of(net), keep_mask[part])
 
 
 class Calls:
