@@ -195,7 +195,7 @@ def accepted_hyperparameters(make: type[BaseAlgorithm]) -> set[str]:
 
 
 def episode_length(venv: VecEnv) -> int:
-    """Steps of an episode: one per unit, or one in all where the units are decided up front."""
+    """Steps of an episode, one per unit; rollouts of a planner, whose episodes have one step, are as long."""
     return venv.get_attr("episode_length", 0)[0]
 
 

@@ -1,7 +1,8 @@
 """Compute budgets: a Lagrangian that holds them while learning, and a last correction on validation images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,12 @@ class BudgetController(BaseCallback):
         super().__init__()
         self.core, self.budgets, self.statistics = core, np.array(budgets), statistics
         self._seen, self._since, self._log = 0, 0, np.log(core.cost_weight)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"seen": self._seen, "since": self._since, "log": self._log.tolist()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self._seen, self._since, self._log = state["seen"], state["since"], np.array(state["log"])
 
     def _on_step(self) -> bool:
         return True

@@ -1,6 +1,7 @@
 """What TensorBoard shows of skipping: compute, run rates, paths, and a picture of who skips what."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,12 @@ class SkipStatistics(BaseCallback):
         }
         self.spent: dict[float | None, float] = {}
         self._episodes: list[dict[str, Any]] = []
+
+    def get_state(self) -> dict[str, Any]:
+        return {"curve": self.curve}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.curve = state["curve"]
 
     def _on_step(self) -> bool:
         self._episodes += [info for info in self.locals["infos"] if "episode" in info]

@@ -1,8 +1,10 @@
 """Joint training: between the agent's updates the ViT learns on the paths that the agent takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from tqdm import tqdm
 
 from ..backbone import Backbone, Dataset
 from ..backbone.batches import Batches
+from ..backbone.checkpoint import load_optimizer, optimizer_tensors, read_checkpoint, write_checkpoint
 from ..backbone.masked import run_masked
 from ..backbone.pretrain import make_batches, make_optimizer
 from ..backbone.processes import Processes
@@ -82,6 +85,8 @@ class BackboneTuner:
 
     Attributes:
         teacher: the full net as it was before.
+        optimizer: of the backbone.
+        step: optimiser steps taken.
     """
 
     def __init__(
@@ -100,8 +105,19 @@ class BackboneTuner:
         self._recipe = config.recipe(seed)
         device = next(backbone.parameters()).device
         self._batches: Batches = make_batches(backbone, dataset, self._recipe, Processes(0, 1, device))
-        self._optimizer = make_optimizer(backbone, self._recipe)
-        self._step = 0
+        self.optimizer = make_optimizer(backbone, self._recipe)
+        self.step = 0
+
+    @property
+    def parts(self) -> dict[str, Mapping[str, Tensor]]:
+        """The tensors of a checkpoint."""
+        return {"backbone": self.backbone.state_dict(), "backbone_optimizer": optimizer_tensors(self.optimizer)}
+
+    def restore(self, parts: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
+        """Go back to a checkpoint; the teacher must be what it was."""
+        self.backbone.load_state_dict(parts["backbone"])
+        load_optimizer(self.optimizer, parts["backbone_optimizer"])
+        self.step = step
 
     def train_round(self, choose: Callable[[Tensor, int], Tensor]) -> float:
         """One round; its mean loss.
@@ -114,11 +130,11 @@ class BackboneTuner:
         self.backbone.train().requires_grad_(True)
         progress = tqdm(range(steps), desc="ViT", unit="step", leave=False, disable=None if self.progress_bar else True)
         for step in progress:
-            for group in self._optimizer.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = self._recipe.learning_rate_at(step / steps)
-            batch = self._batches[self._step]
-            losses.append(self._descend(batch.images, batch.targets, choose(batch.images, self._step)))
-            self._step += 1
+            batch = self._batches[self.step]
+            losses.append(self._descend(batch.images, batch.targets, choose(batch.images, self.step)))
+            self.step += 1
         self.backbone.eval().requires_grad_(False)
         return float(torch.stack(losses).mean())
 
@@ -129,15 +145,21 @@ class BackboneTuner:
         label_loss = F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
         divergence = F.kl_div(logits.log_softmax(1), belief, reduction="batchmean", log_target=True)
         loss = self.config.label_weight * label_loss + divergence
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(list(self.backbone.parameters()), self._recipe.clip_norm)
-        self._optimizer.step()
+        self.optimizer.step()
         return loss.detach()
 
 
 def tune_dense(
-    backbone: Backbone, dataset: Dataset, config: JointConfig, *, seed: int = 0, progress_bar: bool = True
+    backbone: Backbone,
+    dataset: Dataset,
+    config: JointConfig,
+    checkpoint: Path,
+    *,
+    seed: int = 0,
+    progress_bar: bool = True,
 ) -> None:
     """Train the full net in place for as long as joint training would, in the same way: what it is to be compared with.
 
@@ -145,12 +167,23 @@ def tune_dense(
         backbone: the ViT.
         dataset: training images.
         config: how.
+        checkpoint: file that is kept after each round, from which a run that was stopped goes on.
         seed: of order and augmentation.
         progress_bar: show one for each round.
+
+    Raises:
+        ValueError: if the file is corrupt, or of a run with other settings.
     """
     tuner = BackboneTuner(backbone, dataset, config, seed=seed, progress_bar=progress_bar)
-    for _ in range(config.rounds):
+    identity, rounds = {**asdict(config), "seed": seed}, 0
+    if checkpoint.is_file():
+        parts, rest = read_checkpoint(checkpoint, identity)
+        tuner.restore(parts, rest["step"])
+        rounds = rest["rounds"]
+    while rounds < config.rounds:
         tuner.train_round(lambda images, _: torch.ones(len(images), backbone.depth, dtype=torch.bool))
+        rounds += 1
+        write_checkpoint(checkpoint, tuner.parts, {"rounds": rounds, "step": tuner.step}, identity)
 
 
 class JointTraining(BaseCallback):
@@ -184,6 +217,12 @@ class JointTraining(BaseCallback):
         self.tuner = BackboneTuner(
             core.backbone, core.dataset, config, action_unit=unit, seed=seed, progress_bar=progress_bar
         )
+
+    def get_state(self) -> dict[str, Any]:
+        return {"curve": self.curve}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.curve = state["curve"]
 
     def _on_step(self) -> bool:
         return True

@@ -1,7 +1,6 @@
 """Train one agent, on a frozen backbone or jointly with it, and leave a run directory."""
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ from ..envs.sb3 import SkipVecEnv
 from .algorithms import ALGORITHMS, RESERVED, make_agent
 from .budget import BudgetController, calibrate
 from .callbacks import Curriculum, SkipStatistics
+from .checkpoint import Checkpoint, Resumable
 from .dynamic_vit import DynamicViT
 from .joint import JointConfig, JointTraining
 from .policy import Policy
@@ -115,7 +115,7 @@ class TrainResult:
 
 
 def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -> TrainResult:
-    """Train an agent by Stable-Baselines3 and write a run directory.
+    """Train an agent by Stable-Baselines3 and write a run directory; go on with one that was stopped.
 
     The directory holds what `DynamicViT.load` needs, and besides `agent.safetensors` (all that the algorithm learnt),
     the learning curve, and TensorBoard events under `tensorboard/`.
@@ -126,7 +126,8 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
         progress_bar: show one.
 
     Raises:
-        ValueError: for unknown names or arguments, before anything is written.
+        ValueError: for unknown names or arguments, before anything is written, and if the folder holds the checkpoint
+            of another run.
     """
     path, algorithm, env_config = Path(path), ALGORITHMS[config.algorithm], config.env_config
     core = _make_core(config, env_config)
@@ -141,20 +142,34 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
         return algorithm.extract(agent.policy, core.layout)
 
     statistics, joint, callbacks = _callbacks(config, core, extract, progress_bar)
-    start = time.perf_counter()
-    agent.learn(config.total_timesteps, callback=CallbackList(callbacks), log_interval=1, progress_bar=progress_bar)
-    seconds = time.perf_counter() - start
+    checkpoint = Checkpoint(
+        path / "checkpoint.safetensors",
+        config.record,
+        agent,
+        core,
+        {type(callback).__name__: callback for callback in callbacks if isinstance(callback, Resumable)},
+        joint.tuner if joint else None,
+    )
+    done = checkpoint.resume()
+    agent.learn(
+        config.total_timesteps - done,
+        callback=CallbackList([checkpoint, *callbacks]),
+        log_interval=1,
+        reset_num_timesteps=not done,
+        progress_bar=progress_bar,
+    )
     net = DynamicViT(core.backbone, extract(), action_unit=env_config.action_unit).eval()
     record = {
         "train": config.record,
-        "seconds": seconds,
+        "seconds": checkpoint.elapsed,
         "curve": statistics.curve,
         "cost_weight": core.cost_weight.tolist(),
         "joint": joint.curve if joint else None,
         "calibrated_macs_fraction": _calibrate(net, env_config, config.budgets),
     }
     _save(path, net, agent, env_config, record)
-    return TrainResult(path, net, statistics.curve, seconds)
+    checkpoint.finish()
+    return TrainResult(path, net, statistics.curve, record["seconds"])
 
 
 def _make_core(config: TrainConfig, env_config: EnvConfig) -> SkipCore:

@@ -1,6 +1,6 @@
 """Streams of episodes over the batched core: seeding, choice of images, autoreset. What all three faces share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,23 @@ class Episodes:
             first = np.arange(len(rows)) // self.rows_per_image * self.rows_per_image
             image_index, budget_index = image_index[first], budget_index[first]
         self.core.reset(rows, image_index, budget_index)
+
+    def get_state(self) -> dict[str, Any]:
+        """The generators and what all rows began their episodes with, as JSON values."""
+        return {
+            "generators": [generator.bit_generator.state for generator in self.generators],
+            "next": self._next.tolist(),
+            "image_index": self.core.image_index.tolist(),
+            "budget_index": self.core.budget_index.tolist(),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Begin the episodes again that were running, or beginning, when `get_state` gave this."""
+        self.generators = [make_generator()[0] for _ in state["generators"]]
+        for generator, drawn in zip(self.generators, state["generators"], strict=True):
+            generator.bit_generator.state = drawn
+        self._next = np.array(state["next"])
+        self.core.reset(np.arange(self.core.num_envs), np.array(state["image_index"]), np.array(state["budget_index"]))
 
     def step(self, actions: NDArray[np.integer]) -> Transition:
         """Step all rows, integers [B]; see `autoreset_mode` for rows at their end.

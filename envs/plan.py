@@ -1,5 +1,6 @@
 """Deciding up front: one look at the image after its first block, then all blocks at once (BlockDrop's setting)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -77,16 +78,23 @@ class PlanVecEnv(VecEnvWrapper):
         venv: from `make_sb3_env`.
     """
 
-    episode_length = 1
-
     def __init__(self, venv: SkipVecEnv) -> None:
-        self.core = venv.core
+        self.core, self._streams = venv.core, venv
         self._first = units_of_block_0(venv.core.config.action_unit)
         self._plans = np.zeros((venv.num_envs, venv.core.num_units), np.int64)
         super().__init__(venv, action_space=gym.spaces.MultiBinary(venv.core.num_units))
 
     def reset(self) -> VecEnvObs:
         self.venv.reset()
+        return self._run_block_0()[0]
+
+    def get_state(self) -> dict[str, Any]:
+        """As `SkipVecEnv.get_state`."""
+        return self._streams.get_state()
+
+    def set_state(self, state: Mapping[str, Any]) -> VecEnvObs:
+        """As `SkipVecEnv.set_state`."""
+        self._streams.set_state(state)
         return self._run_block_0()[0]
 
     def step_async(self, actions: NDArray[Any]) -> None:

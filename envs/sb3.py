@@ -1,7 +1,7 @@
 """`ViTSkip-v0` as a Stable-Baselines3 `VecEnv`, without the per-environment wrappers and reads of a bridge."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import gymnasium as gym
@@ -63,9 +63,21 @@ class SkipVecEnv(VecEnv):
         self._episodes.seed(self._seeds, rows)
         self._reset_seeds()
         self._episodes.reset(rows)
+        return self._begin()
+
+    def get_state(self) -> dict[str, Any]:
+        """What `set_state` needs, as JSON values."""
+        return self._episodes.get_state()
+
+    def set_state(self, state: Mapping[str, Any]) -> VecEnvObs:
+        """Begin the episodes again that were running, or beginning, when `get_state` gave this; `reset` otherwise."""
+        self._reset_seeds()
+        self._episodes.set_state(state)
+        return self._begin()
+
+    def _begin(self) -> VecEnvObs:
         self._returns[:] = 0
-        snapshot = self._episodes.snapshot()
-        return to_host(snapshot.observation)[0]
+        return to_host(self._episodes.snapshot().observation)[0]
 
     def step_async(self, actions: NDArray[np.integer]) -> None:
         self._actions = actions

@@ -163,9 +163,11 @@ def _references(cell: Cell, progress_bar: bool) -> dict[str, Measurement]:
     run_everything = run_all(ObservationLayout.of(original, "belief", "block"))
     if not (cell.dense_folder / "run.json").is_file():
         backbone, dataset = deepcopy(original).to(env.device), env.load_dataset().to(env.device)
-        tune_dense(backbone, dataset, config.joint, seed=config.seed, progress_bar=progress_bar)
+        checkpoint = cell.dense_folder / "checkpoint.safetensors"
+        tune_dense(backbone, dataset, config.joint, checkpoint, seed=config.seed, progress_bar=progress_bar)
         record = {"train": {"joint": config.record["joint"], "seed": config.seed}}
         DynamicViT(backbone, run_everything).save(cell.dense_folder, backbone_name=env.backbone, record=record)
+        checkpoint.unlink()
     test = load_dataset(env.dataset, "test", env.data_root)
     return {
         "original dense": measure(DynamicViT(original, run_everything).eval(), test, description="original"),

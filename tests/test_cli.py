@@ -232,7 +232,7 @@ def test_an_interrupt_ends_without_a_traceback(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 130
-    assert "goes on from its checkpoint" in capsys.readouterr().err
+    assert "go on from the last checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.slow

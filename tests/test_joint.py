@@ -11,7 +11,7 @@ from toys import DEPTH, TINY, tiny_core
 from vitskip.agents import DynamicViT, Policy, train
 from vitskip.agents.budget import calibrate, macs_fraction
 from vitskip.agents.callbacks import Curriculum
-from vitskip.agents.joint import JointConfig, JointTraining, tune_dense
+from vitskip.agents.joint import BackboneTuner, JointConfig, JointTraining, tune_dense
 from vitskip.agents.run_directory import read
 from vitskip.agents.training import TrainConfig
 from vitskip.backbone import load_backbone, load_dataset
@@ -78,15 +78,38 @@ def test_the_teacher_stays_as_it_was() -> None:
     assert same_weights(joint.tuner.teacher, load_backbone("tiny-vit4"))
 
 
-def test_the_dense_twin_gets_the_same_batches_and_steps() -> None:
+def test_the_dense_twin_gets_the_same_batches_and_steps(tmp_path: Path) -> None:
     """It is what joint training is with an agent that runs all."""
     core, backbone = tiny_core(16), load_backbone("tiny-vit4")
     joint = JointTraining(core, lambda: Policy("mask", core.layout, keep=[True] * 4), JOINT, seed=3, progress_bar=False)
     for _ in range(JOINT.rounds):
         joint.train_backbone()
-    tune_dense(backbone, core.dataset, JOINT, seed=3, progress_bar=False)
+    tune_dense(backbone, core.dataset, JOINT, tmp_path / "checkpoint", seed=3, progress_bar=False)
     assert same_weights(backbone, core.backbone)
     assert not same_weights(backbone, load_backbone("tiny-vit4"))
+
+
+def test_tuning_a_dense_net_goes_on_after_the_last_whole_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nets: list[Any] = [load_backbone("tiny-vit4") for _ in range(2)]
+    dataset, file = load_dataset("tiny-digits", "train"), tmp_path / "checkpoint"
+    tune_dense(nets[0], dataset, JOINT, tmp_path / "straight", progress_bar=False)
+    train_round, rounds = BackboneTuner.train_round, []
+
+    def die_in_the_second_round(self: BackboneTuner, choose: Any) -> float:
+        rounds.append(self.step)
+        if len(rounds) == 2:
+            raise KeyboardInterrupt
+        return train_round(self, choose)
+
+    monkeypatch.setattr(BackboneTuner, "train_round", die_in_the_second_round)
+    with pytest.raises(KeyboardInterrupt):
+        tune_dense(nets[1], dataset, JOINT, file, progress_bar=False)
+    resumed: Any = load_backbone("tiny-vit4")
+    tune_dense(resumed, dataset, JOINT, file, progress_bar=False)
+    assert rounds == [0, 3, 3]
+    assert same_weights(resumed, nets[0])
+    with pytest.raises(ValueError, match="made with other seed"):
+        tune_dense(resumed, dataset, JOINT, file, seed=1, progress_bar=False)
 
 
 def test_what_was_computed_with_other_weights_is_forgotten() -> None:
