@@ -104,7 +104,9 @@ def main() -> None:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
-        Console(stderr=True).print("\nstopped; `pretrain`, `train` and `compare` go on from the last checkpoint when given again")
+        Console(stderr=True).print(
+            "\nstopped; `pretrain`, `train` and `compare` go on from the last checkpoint when given again"
+        )
         raise SystemExit(130) from None
 
 
