@@ -59,6 +59,7 @@ class Algorithm:
         policy_kwargs: its arguments.
         extract: takes the deployable policy out of the trained one.
         env: arguments of the environment that the algorithm is published with; the user's go before.
+        plans: whether it can decide all units at once (`MultiBinary` actions).
     """
 
     make: type[BaseAlgorithm]
@@ -70,6 +71,7 @@ class Algorithm:
     policy_kwargs: dict[str, Any] = field(default_factory=lambda: dict(TANH_64))
     extract: Callable[[Any, ObservationLayout], Policy] = extract_actor
     env: EnvArguments = field(default_factory=EnvArguments)
+    plans: bool = False
 
 
 _ON_POLICY = {"learning_rate": 2e-3, "gamma": 1.0, "gae_lambda": 0.95}
@@ -91,12 +93,17 @@ _PUBLISHED: EnvArguments = {"observation": "tokens", "reward": "dynavit", "cost_
 ALGORITHMS: Registry[Algorithm] = Registry("algorithm")
 ALGORITHMS.register(
     "a2c",
-    Algorithm(A2C, 128, {**_ON_POLICY, "ent_coef": 0.003, "use_rms_prop": False, "normalize_advantage": True}),
+    Algorithm(
+        A2C,
+        128,
+        {**_ON_POLICY, "ent_coef": 0.003, "use_rms_prop": False, "normalize_advantage": True},
+        plans=True,
+    ),
 )
-ALGORITHMS.register("ppo", Algorithm(PPO, 512, _PPO, episodes_per_update=2))
+ALGORITHMS.register("ppo", Algorithm(PPO, 512, _PPO, episodes_per_update=2, plans=True))
 ALGORITHMS.register(
     "trpo",
-    Algorithm(TRPO, 512, {**_ON_POLICY, "batch_size": 3072, "target_kl": 0.02}, episodes_per_update=2),
+    Algorithm(TRPO, 512, {**_ON_POLICY, "batch_size": 3072, "target_kl": 0.02}, episodes_per_update=2, plans=True),
 )
 ALGORITHMS.register("maskable-ppo", Algorithm(MaskablePPO, 512, _PPO, episodes_per_update=2))
 ALGORITHMS.register(
@@ -117,10 +124,15 @@ ALGORITHMS.register(
         QRDQN, 256, _OFF_POLICY, None, policy_kwargs={**TANH_64, "n_quantiles": 25}, extract=extract_quantile_network
     ),
 )
-ALGORITHMS.register("reinforce", Algorithm(Reinforce, 256, {"learning_rate": 3e-3}))
+ALGORITHMS.register("reinforce", Algorithm(Reinforce, 256, {"learning_rate": 3e-3}, plans=True))
 ALGORITHMS.register(
     "self-critical",
-    Algorithm(Reinforce, 256, {"learning_rate": 3e-3, "baseline": "self-critical", "rollouts_per_image": 2}),
+    Algorithm(
+        Reinforce,
+        256,
+        {"learning_rate": 3e-3, "baseline": "self-critical", "rollouts_per_image": 2},
+        plans=True,
+    ),
 )
 ALGORITHMS.register("gumbel", Algorithm(Gumbel, 256, {"learning_rate": 2e-3}))
 ALGORITHMS.register("router", Algorithm(Router, 256, {"learning_rate": 2e-3}))

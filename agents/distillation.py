@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..backbone.paths import units_of_block_0
 from ..envs.observation import ObservationKind, ObservationLayout
 from .dynamic_vit import DynamicViT
 from .policy import Policy
@@ -21,7 +22,8 @@ class DistillConfig:
 
     Attributes:
         paths: size of the codebook, the teacher's most frequent paths; 0 decides each unit apart.
-        observation: what the planner sees after block 0: "belief", or "tokens" too.
+        look_after: blocks that always run before the planner looks; 0 takes half of what the teacher runs on average.
+        observation: what the planner sees then: "belief", or "tokens" too.
         widths: hidden units of each layer.
         steps: optimiser steps.
         batch_size: images per step.
@@ -34,7 +36,8 @@ class DistillConfig:
     """
 
     paths: int = 0
-    observation: ObservationKind = "tokens"
+    look_after: int = 0
+    observation: ObservationKind = "belief"
     widths: tuple[int, ...] = (64, 64)
     steps: int = 2_000
     batch_size: int = 512
@@ -43,7 +46,7 @@ class DistillConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in {"paths": 0, "steps": 1, "batch_size": 1}.items():
+        for name, least in {"paths": 0, "look_after": 0, "steps": 1, "batch_size": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
 
@@ -60,18 +63,22 @@ def distill(
         progress_bar: show one.
 
     Returns:
-        A net that runs block 0, looks once, and then runs the chosen units only.
+        A net that runs the first blocks, looks once, and then runs the chosen units only.
 
     Raises:
         ValueError: if the teacher decides up front itself.
     """
-    if teacher.policy.upfront:
+    if teacher.policy.look_after:
         raise ValueError("teacher: expected a sequential agent, got one that decides up front itself")
     torch.manual_seed(config.seed)
     layout = ObservationLayout.of(teacher.backbone, config.observation, teacher.action_unit)
     taught = _teach(teacher, images, progress_bar)
+    half = taught.float().mean(0).sum().item() / units_of_block_0(teacher.action_unit) / 2
+    look_after = config.look_after or max(1, round(half))
+    taught[:, : look_after * units_of_block_0(teacher.action_unit)] = True
     paths = frequent_paths(taught, config.paths) if config.paths else None
-    policy = Policy("plan", layout, widths=list(config.widths), paths=None if paths is None else paths.tolist())
+    codebook = None if paths is None else paths.tolist()
+    policy = Policy("plan", layout, widths=list(config.widths), paths=codebook, look_after=look_after)
     student = DynamicViT(teacher.backbone, policy, action_unit=teacher.action_unit).to(taught.device)
     observations = torch.cat([student.look(batch.to(taught.device)) for batch in images.split(500)])
     targets = taught.float() if paths is None else nearest_path(taught, paths)

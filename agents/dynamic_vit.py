@@ -55,7 +55,7 @@ class DynamicViT(nn.Module):
         budgets: for each budget of such a policy, the lean with which it spent that on validation images.
 
     Raises:
-        ValueError: if the policy was made for another backbone, or the mode is unknown.
+        ValueError: if the policy was made for another backbone or looks too late, or the mode is unknown.
     """
 
     _decided_again: Tensor  # units that are, after each one that ran in a window, int64 [U]
@@ -67,6 +67,11 @@ class DynamicViT(nn.Module):
         expected = ObservationLayout.of(backbone, policy.layout.kind, action_unit, policy.layout.shows_budget)
         if policy.layout != expected:
             raise ValueError(f"policy: expected one for {expected}, got one for {policy.layout}")
+        if policy.look_after >= backbone.depth:
+            depth = backbone.depth
+            raise ValueError(
+                f"look_after: expected fewer than the {depth} blocks of the backbone, got {policy.look_after}"
+            )
         if mode not in get_args(Mode):
             raise unknown_name("mode", mode, get_args(Mode))
         self.backbone, self.policy = backbone, policy
@@ -94,28 +99,32 @@ class DynamicViT(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
             raise ValueError(f"images: expected shape [B, 3, S, S], got {list(images.shape)}")
         tokens = self.backbone.embed(images)
-        if self.policy.upfront:
+        if self.policy.look_after:
             return self._run_upfront(tokens)
         plan = self.policy.plan(len(images))
         return self._run_sequentially(tokens) if plan is None else self._run_plan(tokens, plan)
 
     @torch.no_grad()
     def look(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B O"]:
-        """What an upfront policy sees of images: the observation after block 0."""
-        return self._run_block_0(self.backbone.embed(images))[1]
+        """What an upfront policy sees of images: the observation after the blocks that always run."""
+        return self._run_first(self.backbone.embed(images))[1]
 
-    def _run_block_0(self, tokens: Float[Tensor, "B N D"]) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B O"]]:
-        first = units_of_block_0(self.action_unit)
+    @property
+    def _first(self) -> int:
+        """Units that always run before an upfront policy looks."""
+        return self.policy.look_after * units_of_block_0(self.action_unit)
+
+    def _run_first(self, tokens: Float[Tensor, "B N D"]) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B O"]]:
+        first = self._first
         for unit in range(first):
             tokens = self._run_unit(unit, tokens)
         spent = torch.full((len(tokens),), sum(self._unit_macs[:first]), device=tokens.device)
         return tokens, self._observer.before(slice(first, first + 1), self._observe(tokens, spent).observation)
 
     def _run_upfront(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
-        """Block 0, one look, one host read of all decisions, then the chosen blocks only."""
-        tokens, observation = self._run_block_0(tokens)
-        keep_mask = self.policy.decide(observation)
-        first = units_of_block_0(self.action_unit)
+        """The first blocks, one look, one host read of all decisions, then the chosen blocks only."""
+        tokens, observation = self._run_first(tokens)
+        keep_mask, first = self.policy.decide(observation), self._first
         keep_mask[:, :first] = True
         return self._run_plan(tokens, keep_mask.cpu(), first, head_calls=1, decisions=1)
 

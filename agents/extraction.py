@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from gymnasium.spaces import MultiBinary
 from torch import Tensor, nn
 
 from ..envs.observation import ObservationLayout
@@ -13,19 +12,28 @@ from .policy import Policy
 
 
 def extract_actor(policy: Any, layout: ObservationLayout) -> Policy:
-    """The actor of an actor-critic: its two logits become one log-odds; with MultiBinary actions it is a plan."""
-    hidden = _linears(policy.mlp_extractor.policy_net)
-    upfront = isinstance(policy.action_space, MultiBinary)
-    extracted = Policy("plan" if upfront else "mlp", layout, widths=[layer.out_features for layer in hidden])
+    """The actor of an actor-critic: its two logits become one log-odds."""
+    extracted = Policy("mlp", layout, widths=_copy_widths(policy))
+    weight, bias = policy.action_net.weight, policy.action_net.bias
+    return _with_hidden_layers(extracted, policy, _run_minus_skip(weight), _run_minus_skip(bias))
+
+
+def extract_planner(policy: Any, layout: ObservationLayout, look_after: int) -> Policy:
+    """The actor of an actor-critic with MultiBinary actions, which looks after so many blocks."""
+    extracted = Policy("plan", layout, widths=_copy_widths(policy), look_after=look_after)
+    return _with_hidden_layers(extracted, policy, policy.action_net.weight, policy.action_net.bias)
+
+
+def _copy_widths(policy: Any) -> list[int]:
+    return [layer.out_features for layer in _linears(policy.mlp_extractor.policy_net)]
+
+
+def _with_hidden_layers(extracted: Policy, policy: Any, weight: Tensor, bias: Tensor) -> Policy:
     assert isinstance(extracted.rule, MlpRule | PlanRule)
+    hidden = _linears(policy.mlp_extractor.policy_net)
     for target, source in zip(_linears(extracted.rule.network)[:-1], hidden, strict=True):
         target.load_state_dict(source.state_dict())
-    weight, bias = policy.action_net.weight, policy.action_net.bias
-    _set(
-        extracted.rule.output,
-        weight if upfront else _run_minus_skip(weight),
-        bias if upfront else _run_minus_skip(bias),
-    )
+    _set(extracted.rule.output, weight, bias)
     return extracted.eval()
 
 

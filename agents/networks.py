@@ -101,27 +101,35 @@ class PerUnitRule(nn.Module):
 
 
 class PlanRule(nn.Module):
-    """All decisions at once, from the observation after the first block (BlockDrop's setting; Wu et al., 2018).
+    """All decisions at once, from one look after the first blocks (BlockDrop's setting; Wu et al., 2018).
 
     Args:
         layout: of the observations.
         widths: hidden units of each layer.
         paths: the codebook, a list of keep-masks of U truth values: the network then chooses one of them. Without
             one it decides each unit apart.
+        look_after: blocks that always run, before the look.
     """
 
     samples = False
     codebook: Tensor  # bool [P, U]
 
     def __init__(
-        self, layout: ObservationLayout, widths: Sequence[int], paths: Sequence[Sequence[bool]] | None = None
+        self,
+        layout: ObservationLayout,
+        widths: Sequence[int],
+        paths: Sequence[Sequence[bool]] | None = None,
+        look_after: int = 1,
     ) -> None:
         super().__init__()
         units = layout.num_units
+        if look_after < 1:
+            raise ValueError(f"look_after: expected at least 1 block, got {look_after}")
         if paths is not None and (not paths or any(len(path) != units for path in paths)):
             raise ValueError(f"paths: expected at least one keep-mask of {units} units, got {paths!r}")
         codebook = [[bool(kept) for kept in path] for path in paths or ()]
-        self.arguments = {"widths": list(widths), "paths": codebook or None}
+        self.arguments = {"widths": list(widths), "paths": codebook or None, "look_after": look_after}
+        self.look_after = look_after
         self.network = tanh_network(layout.size, widths, len(codebook) or units)
         self.register_buffer("codebook", torch.tensor(codebook, dtype=torch.bool), persistent=False)
         self.macs = count_macs(self.network)

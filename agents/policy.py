@@ -54,9 +54,9 @@ class Policy(nn.Module):
         return self.rule.macs
 
     @property
-    def upfront(self) -> bool:
-        """Whether the rule sees the image once, after the first block, and then decides all units."""
-        return isinstance(self.rule, PlanRule)
+    def look_after(self) -> int:
+        """Blocks after which the rule sees the image once, and then decides all units; 0 if it decides one by one."""
+        return self.rule.look_after if isinstance(self.rule, PlanRule) else 0
 
     @property
     def remembers(self) -> bool:

@@ -22,6 +22,7 @@ from .budget import BudgetController, calibrate
 from .callbacks import Curriculum, SkipStatistics
 from .checkpoint import Checkpoint, Resumable
 from .dynamic_vit import DynamicViT
+from .extraction import extract_planner
 from .joint import JointConfig, JointTraining
 from .policy import Policy
 
@@ -45,7 +46,7 @@ class TrainConfig:
         joint: train the ViT too; None leaves it frozen.
         curriculum: share of the steps, in [0, 1], over which the units become free to be skipped, from the last to the
             first.
-        upfront: decide all units at once after block 0.
+        upfront: decide all units at once, after so many blocks; 0 decides one by one.
 
     Raises:
         ValueError: for a value outside these.
@@ -60,7 +61,7 @@ class TrainConfig:
     budget: float | None = None
     joint: JointConfig | None = None
     curriculum: float = 0.0
-    upfront: bool = False
+    upfront: int = 0
 
     def __post_init__(self) -> None:
         if self.total_timesteps < 1:
@@ -75,6 +76,11 @@ class TrainConfig:
             )
         if not 0 <= self.curriculum <= 1:
             raise ValueError(f"curriculum: expected a share of the steps in [0, 1], got {self.curriculum}")
+        if self.upfront and not ALGORITHMS[self.algorithm].plans:
+            able = ", ".join(name for name in ALGORITHMS if ALGORITHMS[name].plans)
+            raise ValueError(
+                f"upfront: expected an algorithm that can decide all at once ({able}), got {self.algorithm}"
+            )
         reserved = RESERVED & self.hyperparameters.keys()
         if reserved:
             raise ValueError(f"hyperparameters: expected none of {', '.join(sorted(RESERVED))}, got {sorted(reserved)}")
@@ -133,12 +139,14 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
     core = _make_core(config, env_config)
     venv: VecEnv = SkipVecEnv(core, seed=config.seed)
     if config.upfront:
-        venv = PlanVecEnv(venv)
+        venv = PlanVecEnv(venv, config.upfront)
     agent = make_agent(
         config.algorithm, venv, seed=config.seed, tensorboard_log=str(path / "tensorboard"), **config.hyperparameters
     )
 
     def extract() -> Policy:
+        if config.upfront:
+            return extract_planner(agent.policy, core.layout, config.upfront)
         return algorithm.extract(agent.policy, core.layout)
 
     statistics, joint, callbacks = _callbacks(config, core, extract, progress_bar)

@@ -1,4 +1,4 @@
-"""Deciding up front: one look at the image after its first block, then all blocks at once (BlockDrop's setting)."""
+"""Deciding up front: one look at the image after its first blocks, then all blocks at once (BlockDrop's setting)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from ..backbone.paths import units_of_block_0
-from .core import Action
+from .core import Action, SkipCore
 from .sb3 import SkipVecEnv
 from .single import SkipEnv
 
@@ -19,19 +19,19 @@ class PlanEnv(gym.Wrapper[Any, Any, Any, Any]):
     """`ViTSkip-v0` as a one-step problem.
 
     ## Description
-    Block 0 always runs; the agent then sees the usual observation once and decides all units together.
+    The first blocks always run; the agent then sees the usual observation once and decides all units together.
 
     ## Action Space
-    `MultiBinary(U)`: 1 runs a unit, 0 skips it. The units of block 0 run whatever is said of them.
+    `MultiBinary(U)`: 1 runs a unit, 0 skips it. The units of the first blocks run whatever is said of them.
 
     ## Observation Space
-    That of `ViTSkip-v0`, after block 0, and at the end.
+    That of `ViTSkip-v0`, after the first blocks, and at the end.
 
     ## Rewards
     The sum of the episode's rewards in `ViTSkip-v0`.
 
     ## Starting State
-    An image, embedded and through block 0.
+    An image, embedded and through the first blocks.
 
     ## Episode End
     `terminated` after the only step.
@@ -40,15 +40,15 @@ class PlanEnv(gym.Wrapper[Any, Any, Any, Any]):
     That of `ViTSkip-v0`.
 
     ## Arguments
-    Those of `ViTSkip-v0`.
+    Those of `ViTSkip-v0`, and `look_after`: how many blocks run before the look; 1 by default.
 
     ## Version History
     v0: first version.
     """
 
-    def __init__(self, env: SkipEnv) -> None:
+    def __init__(self, env: SkipEnv, look_after: int = 1) -> None:
         super().__init__(env)
-        self._first = units_of_block_0(env.core.config.action_unit)
+        self._first = first_units(env.core, look_after)
         self._units = env.core.num_units
         self._spent = 0.0
         self.action_space = gym.spaces.MultiBinary(self._units)
@@ -76,17 +76,21 @@ class PlanVecEnv(VecEnvWrapper):
 
     Args:
         venv: from `make_sb3_env`.
+        look_after: blocks that run before the look.
+
+    Raises:
+        ValueError: unless that is at least one, and fewer than all.
     """
 
-    def __init__(self, venv: SkipVecEnv) -> None:
+    def __init__(self, venv: SkipVecEnv, look_after: int = 1) -> None:
         self.core, self._streams = venv.core, venv
-        self._first = units_of_block_0(venv.core.config.action_unit)
+        self._first = first_units(venv.core, look_after)
         self._plans = np.zeros((venv.num_envs, venv.core.num_units), np.int64)
         super().__init__(venv, action_space=gym.spaces.MultiBinary(venv.core.num_units))
 
     def reset(self) -> VecEnvObs:
         self.venv.reset()
-        return self._run_block_0()[0]
+        return self._run_first()[0]
 
     def get_state(self) -> dict[str, Any]:
         """As `SkipVecEnv.get_state`."""
@@ -95,7 +99,7 @@ class PlanVecEnv(VecEnvWrapper):
     def set_state(self, state: Mapping[str, Any]) -> VecEnvObs:
         """As `SkipVecEnv.set_state`."""
         self._streams.set_state(state)
-        return self._run_block_0()[0]
+        return self._run_first()[0]
 
     def step_async(self, actions: NDArray[Any]) -> None:
         self._plans = check_plans(actions, self.num_envs, self.core.num_units)
@@ -108,15 +112,22 @@ class PlanVecEnv(VecEnvWrapper):
             total = total + reward
         for info in infos:
             info["episode"]["l"] = 1
-        return self._run_block_0()[0], total, terminated, infos
+        return self._run_first()[0], total, terminated, infos
 
-    def _run_block_0(self) -> tuple[Any, NDArray[np.float32]]:
+    def _run_first(self) -> tuple[Any, NDArray[np.float32]]:
         self._spent = np.zeros(self.num_envs, np.float32)
         observation: Any = None
         for _ in range(self._first):
             observation, reward, *_ = self.venv.step(np.full(self.num_envs, int(Action.RUN)))
             self._spent += reward
         return observation, self._spent
+
+
+def first_units(core: SkipCore, look_after: int) -> int:
+    """Units of the first blocks; ValueError unless there is at least one such block, and another after them."""
+    if not 1 <= look_after < core.backbone.depth:
+        raise ValueError(f"look_after: expected 1..{core.backbone.depth - 1} blocks, got {look_after}")
+    return look_after * units_of_block_0(core.config.action_unit)
 
 
 def check_plans(plans: Any, rows: int, units: int) -> NDArray[np.int64]:
@@ -127,6 +138,6 @@ def check_plans(plans: Any, rows: int, units: int) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def make_plan_env(**arguments: Any) -> PlanEnv:
-    """Build `ViTSkip-Plan-v0`; arguments as for `ViTSkip-v0`."""
-    return PlanEnv(SkipEnv(**arguments))
+def make_plan_env(*, look_after: int = 1, **arguments: Any) -> PlanEnv:
+    """Build `ViTSkip-Plan-v0`; see there for `look_after`, other arguments as for `ViTSkip-v0`."""
+    return PlanEnv(SkipEnv(**arguments), look_after)

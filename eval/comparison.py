@@ -44,7 +44,7 @@ class Cell:
     def regime(self) -> str:
         """What is trained besides the agent, and how it decides."""
         trained = "joint" if self.config.joint else "frozen"
-        up_front = ", up front" if self.config.upfront else ""
+        up_front = f", up front after {self.config.upfront}" if self.config.upfront else ""
         return trained + up_front + (", one agent" if self.config.env_config.budgets else "")
 
     @property
@@ -73,7 +73,7 @@ def make_cells(
     Raises:
         ValueError: for an unknown algorithm or a budget outside (0, 1).
     """
-    kind = ("joint-" if base.joint else "") + ("upfront-" if base.upfront else "")
+    kind = ("joint-" if base.joint else "") + (f"upfront{base.upfront}-" if base.upfront else "")
     cells = []
     for seed in seeds:
         for algorithm in algorithms:

@@ -63,7 +63,7 @@ def learnt(path: Path) -> dict[str, torch.Tensor]:
         make_config("trpo", env={"observation": "tokens"}),
         make_config("gumbel", env={"action_unit": "half"}),
         make_config("dynavit"),
-        make_config("a2c", upfront=True),
+        make_config("a2c", upfront=2),
     ],
     ids=lambda config: f"{config.algorithm}{'-joint' * bool(config.joint)}{'-upfront' * config.upfront}",
 )

@@ -34,8 +34,8 @@ def test_the_cells_are_all_combinations_first_seed_first(tmp_path: Path) -> None
     ]
     assert len({cell.folder for cell in cells}) == 8
     assert (cells[-1].config.algorithm, cells[-1].config.budget, cells[-1].config.seed) == ("reinforce", 0.8, 4)
-    upfront = make_cells(replace(BASE, upfront=True), tmp_path, ["a2c"], [0.5], [0])[0]
-    assert (upfront.folder.name, upfront.regime) == ("upfront-a2c-50-seed0", "frozen, up front")
+    upfront = make_cells(replace(BASE, upfront=1), tmp_path, ["a2c"], [0.5], [0])[0]
+    assert (upfront.folder.name, upfront.regime) == ("upfront1-a2c-50-seed0", "frozen, up front after 1")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,12 @@ def test_the_planner_learns_the_teachers_paths(tmp_path: Path, action_unit: Any,
     teacher(images)
     assert teacher.last_trace is not None
     taught = teacher.last_trace.keep_mask
-    student = distill(teacher, images, DistillConfig(paths=paths, steps=300, batch_size=64), progress_bar=False)
+    student = distill(
+        teacher,
+        images,
+        DistillConfig(paths=paths, look_after=1, observation="tokens", steps=300, batch_size=64),
+        progress_bar=False,
+    )
     logits = student(images)
     assert student.last_trace is not None
     agreement = (student.last_trace.keep_mask == taught).all(1).float().mean()
@@ -41,6 +46,16 @@ def test_the_planner_learns_the_teachers_paths(tmp_path: Path, action_unit: Any,
     assert agreement > frequent + 0.2
     student.save(tmp_path, backbone_name="tiny-vit4")
     assert torch.equal(DynamicViT.load(tmp_path)(images), logits)
+
+
+def test_it_looks_when_half_of_what_the_teacher_runs_has_run() -> None:
+    images = load_dataset("tiny-digits", "train").images
+    for keep, expected in (([1, 0, 0, 0], 1), ([1, 1, 1, 0], 2), ([1, 1, 1, 1], 2)):
+        net = make_net("mlp")
+        teacher = DynamicViT(net.backbone, Policy("mask", net.policy.layout, keep=list(map(bool, keep)))).eval()
+        assert distill(teacher, images, DistillConfig(steps=1), progress_bar=False).policy.look_after == expected
+    config = DistillConfig(steps=1, look_after=3)
+    assert distill(teacher, images, config, progress_bar=False).policy.look_after == 3
 
 
 def test_the_teachers_weights_are_left_alone() -> None:
@@ -57,20 +72,24 @@ def test_a_planner_is_no_teacher() -> None:
         distill(planner, load_dataset("tiny-digits", "train").images, DistillConfig(steps=1))
 
 
-@pytest.mark.parametrize("argument", ["paths", "steps", "batch_size"])
+@pytest.mark.parametrize("argument", ["paths", "look_after", "steps", "batch_size"])
 def test_bad_settings_are_refused(argument: str) -> None:
     with pytest.raises(ValueError, match=f"{argument}: expected at least [01], got -1"):
         DistillConfig(**{argument: -1})
 
 
-def test_what_the_planner_sees_is_the_observation_after_block_0() -> None:
-    """As the environment shows it after one RUN."""
+@pytest.mark.parametrize("look_after", [1, 3])
+def test_what_the_planner_sees_is_the_observation_after_the_first_blocks(look_after: int) -> None:
+    """As the environment shows it after as many RUNs."""
     import numpy as np
     from toys import tiny_core
 
     net = make_net("mlp")
     core = tiny_core(8, split="train")
     core.reset(np.arange(8), np.arange(8))
-    core.step(np.ones(8, np.int64))
-    torch.testing.assert_close(net.look(core.dataset.images[:8]), core.observe())
+    for _ in range(look_after):
+        core.step(np.ones(8, np.int64))
+    policy = Policy("plan", net.policy.layout, widths=[4], look_after=look_after)
+    planner = DynamicViT(net.backbone, policy).eval()
+    torch.testing.assert_close(planner.look(core.dataset.images[:8]), core.observe())
     assert core.num_units == DEPTH

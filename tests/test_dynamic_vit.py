@@ -356,16 +356,20 @@ def test_a_gpu_agrees_with_the_cpu(tmp_path: Path, images: Tensor, rule: str, ac
 
 
 @UNITS
+@pytest.mark.parametrize("look_after", [1, 2])
 @pytest.mark.parametrize("paths", [None, 3])
-def test_a_planned_net_runs_block_0_looks_once_and_follows_its_plan(
-    images: Tensor, action_unit: str, paths: int | None
+def test_a_planned_net_runs_the_first_blocks_looks_once_and_follows_its_plan(
+    images: Tensor, action_unit: str, paths: int | None, look_after: int
 ) -> None:
     """Both modes agree, with a masked batch too; the policy and one more use of the head are counted."""
     backbone = load_backbone("tiny-vit4")
-    layout = ObservationLayout.of(backbone, "belief", action_unit)
+    layout = ObservationLayout.of(backbone, "tokens", action_unit)
     rng = np.random.default_rng(44)
-    codebook = None if paths is None else (rng.random((paths, layout.num_units)) < 0.5).tolist()
-    policy = Policy("plan", layout, widths=[8], paths=codebook)
+    codebook = None if paths is None else rng.random((paths, layout.num_units)) < 0.5
+    if codebook is not None:
+        codebook[:, -1] = np.arange(paths or 0) % 2  # so that they differ behind the first blocks
+        codebook = codebook.tolist()
+    policy = Policy("plan", layout, widths=[8], paths=codebook, look_after=look_after)
     for parameter in policy.parameters():
         parameter.data = torch.from_numpy(rng.normal(0, 1.5, parameter.shape).astype(np.float32))
     gather = DynamicViT(backbone, policy, action_unit=action_unit).eval()
@@ -374,9 +378,19 @@ def test_a_planned_net_runs_block_0_looks_once_and_follows_its_plan(
     close(logits, dense(images))
     assert torch.equal(keep_mask, keep_mask_of(dense)) and torch.equal(macs_of(gather), macs_of(dense))
     close(logits, run_masked(backbone, images, keep_mask, action_unit))
-    first = 1 if action_unit == "block" else 2
+    first = look_after if action_unit == "block" else 2 * look_after
     assert keep_mask[:, :first].all()
+    assert not keep_mask[:, first].all()
     assert distinct(keep_mask) > 1
     units = torch.tensor(backbone.macs.units(action_unit))
     expected = backbone.macs.stem + (keep_mask * units).sum(1) + 2 * backbone.macs.head + policy.macs
     assert torch.equal(macs_of(gather), expected)
+
+
+def test_a_planner_that_would_look_after_all_blocks_is_refused() -> None:
+    net = make_net()
+    policy = Policy("plan", net.policy.layout, widths=[8], look_after=4)
+    with pytest.raises(ValueError, match="look_after: expected fewer than the 4 blocks of the backbone, got 4"):
+        DynamicViT(net.backbone, policy)
+    with pytest.raises(ValueError, match="look_after: expected at least 1 block, got 0"):
+        Policy("plan", net.policy.layout, widths=[8], look_after=0)

@@ -143,8 +143,8 @@ def test_bad_settings_are_refused(arguments: dict, message: str) -> None:
         JointConfig(**arguments)
 
 
-@pytest.mark.parametrize("upfront", [False, True])
-def test_a_budget_is_held_on_validation_images(tmp_path: Path, upfront: bool) -> None:
+@pytest.mark.parametrize("upfront", [0, 1])
+def test_a_budget_is_held_on_validation_images(tmp_path: Path, upfront: int) -> None:
     result = run(tmp_path, timesteps=16 * 2 * (1 if upfront else DEPTH) * 20, budget=0.85, upfront=upfront)
     images = load_dataset("tiny-digits", "validation").images
     assert macs_fraction(DynamicViT.load(tmp_path), images) == pytest.approx(0.85, abs=0.03)

@@ -189,8 +189,8 @@ def test_agents_skip_more_on_easy_images(algorithm: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("algorithm", ["ppo", "reinforce"])
 def test_planners_decide_by_one_look(algorithm: str, tmp_path: Path) -> None:
     """Block 0 runs in any case, which is worth 0.1 less."""
-    policy = learn(algorithm, "toy-half-easy", tmp_path, upfront=True)
-    assert policy.upfront
+    policy = learn(algorithm, "toy-half-easy", tmp_path, upfront=1)
+    assert policy.look_after == 1
     value, keep_mask = returns(policy, "toy-half-easy")
     assert keep_mask[:, 0].all()
     assert value > 0.77

@@ -14,6 +14,7 @@ from vitskip.envs.plan import PlanVecEnv, make_plan_env
 
 ENV = {**TINY, "cost_weight": 0.4}
 UNITS = pytest.mark.parametrize("action_unit", ["block", "half"])
+LOOKS = pytest.mark.parametrize("look_after", [1, 3])
 
 
 @pytest.mark.filterwarnings("ignore:.*not within the observation space.*")
@@ -22,10 +23,11 @@ def test_the_environment_checker_is_content() -> None:
 
 
 @UNITS
-def test_one_step_is_worth_the_whole_episode(action_unit: str) -> None:
-    plan: Any = gym.make("ViTSkip-Plan-v0", action_unit=action_unit, **ENV)
+@LOOKS
+def test_one_step_is_worth_the_whole_episode(action_unit: str, look_after: int) -> None:
+    plan: Any = gym.make("ViTSkip-Plan-v0", action_unit=action_unit, look_after=look_after, **ENV)
     steps: Any = gym.make("ViTSkip-v0", action_unit=action_unit, **ENV)
-    first = 1 if action_unit == "block" else 2
+    first = look_after * (1 if action_unit == "block" else 2)
     rng = np.random.default_rng(0)
     for index in range(6):
         decisions = rng.integers(0, 2, plan.action_space.n)
@@ -45,9 +47,11 @@ def test_one_step_is_worth_the_whole_episode(action_unit: str) -> None:
 
 
 @UNITS
-def test_the_batch_equals_the_single_environment(action_unit: str) -> None:
-    venv: Any = PlanVecEnv(make_sb3_env(num_envs=3, seed=5, action_unit=action_unit, **ENV))
-    singles: list[Any] = [gym.make("ViTSkip-Plan-v0", action_unit=action_unit, **ENV) for _ in range(3)]
+@LOOKS
+def test_the_batch_equals_the_single_environment(action_unit: str, look_after: int) -> None:
+    venv: Any = PlanVecEnv(make_sb3_env(num_envs=3, seed=5, action_unit=action_unit, **ENV), look_after)
+    arguments = {"action_unit": action_unit, "look_after": look_after, **ENV}
+    singles: list[Any] = [gym.make("ViTSkip-Plan-v0", **arguments) for _ in range(3)]
     observation = venv.reset()
     expected = np.stack([env.reset(seed=5 + i)[0] for i, env in enumerate(singles)])
     rng = np.random.default_rng(1)
@@ -71,3 +75,9 @@ def test_plans_that_are_none_are_refused() -> None:
     for plan in ([1, 0], [2] * DEPTH):
         with pytest.raises(ValueError, match=r"action: expected 0 \(SKIP\) or 1 \(RUN\) for each of 4 units"):
             env.step(np.array(plan))
+
+
+@pytest.mark.parametrize("look_after", [0, DEPTH])
+def test_a_look_before_any_block_or_after_all_is_refused(look_after: int) -> None:
+    with pytest.raises(ValueError, match=f"look_after: expected 1..3 blocks, got {look_after}"):
+        make_plan_env(look_after=look_after, **ENV)

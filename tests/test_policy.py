@@ -293,7 +293,7 @@ def test_a_plan_without_a_codebook_decides_each_unit() -> None:
     with torch.no_grad():
         expected = policy.rule(torch.from_numpy(rows)) > 0
     assert policy.predict(rows)[0].tolist() == expected.long().tolist()
-    assert policy.upfront and not make_policy("mlp", LAYOUT).upfront
+    assert (policy.look_after, make_policy("mlp", LAYOUT).look_after) == (1, 0)
 
 
 @pytest.mark.parametrize("rule", ["mlp", "lstm"])

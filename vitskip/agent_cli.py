@@ -40,7 +40,7 @@ def train(
     joint: bool = False,
     joint_training: JointFlags = JointConfig(),  # noqa: B008 (frozen)
     curriculum: float = 0.0,
-    upfront: bool = False,
+    upfront: int = 0,
     json: Path | None = None,
 ) -> None:
     """Train an agent to skip blocks of a backbone; leaves a run directory.
@@ -58,7 +58,7 @@ def train(
         joint: train the ViT, too, on the paths that the agent takes.
         joint_training: how.
         curriculum: share of the steps over which the blocks become free to be skipped, from the last to the first.
-        upfront: decide all blocks at once, after block 0.
+        upfront: decide all blocks at once, after so many of them; 0 decides one by one.
         json: also write the record here.
     """
     overrides = _json_object("hyperparameters", hyperparameters)
@@ -125,7 +125,7 @@ def compare(
     joint: bool = False,
     joint_training: JointFlags = JointConfig(),  # noqa: B008 (frozen)
     curriculum: float = 0.0,
-    upfront: bool = False,
+    upfront: int = 0,
     rival: tuple[str, ...] = (),
     static_mask_images: int = 256,
     figure: Path | None = None,
@@ -143,7 +143,7 @@ def compare(
         joint: train the ViT, too, on the paths that the agent takes.
         joint_training: how.
         curriculum: share of the steps over which the blocks become free to be skipped.
-        upfront: decide all blocks at once, after block 0.
+        upfront: decide all blocks at once, after so many of them; 0 decides one by one.
         rival: further backbones, by name or folder, e.g. shallower ones; mixed in pairs they make one more baseline.
         static_mask_images: validation images on which all static masks are tried; 0 leaves that baseline out.
         figure: also draw accuracy over compute into this PNG file.
