@@ -147,4 +147,4 @@ def _set_random(tensors: Mapping[str, Tensor], numbers: list[Any]) -> None:
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
     name, keys, *rest = numbers
-    np.random.set_state((name, np.array(keys, np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))  # noqa: NPY002 (as above)

@@ -13,18 +13,18 @@ from .policy import Policy
 
 def extract_actor(policy: Any, layout: ObservationLayout) -> Policy:
     """The actor of an actor-critic: its two logits become one log-odds."""
-    extracted = Policy("mlp", layout, widths=_copy_widths(policy))
+    extracted = Policy("mlp", layout, widths=_hidden_widths(policy))
     weight, bias = policy.action_net.weight, policy.action_net.bias
     return _with_hidden_layers(extracted, policy, _run_minus_skip(weight), _run_minus_skip(bias))
 
 
 def extract_planner(policy: Any, layout: ObservationLayout, look_after: int) -> Policy:
     """The actor of an actor-critic with MultiBinary actions, which looks after so many blocks."""
-    extracted = Policy("plan", layout, widths=_copy_widths(policy), look_after=look_after)
+    extracted = Policy("plan", layout, widths=_hidden_widths(policy), look_after=look_after)
     return _with_hidden_layers(extracted, policy, policy.action_net.weight, policy.action_net.bias)
 
 
-def _copy_widths(policy: Any) -> list[int]:
+def _hidden_widths(policy: Any) -> list[int]:
     return [layer.out_features for layer in _linears(policy.mlp_extractor.policy_net)]
 
 

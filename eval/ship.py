@@ -3,16 +3,20 @@
 python -m vitskip.eval.ship RUN OUT [--budgets 0.3 0.4 0.5] [--data-root FOLDER]
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import tyro
+from numpy.typing import NDArray
 
 from ..agents.dynamic_vit import DynamicViT
 from ..agents.run_directory import read
-from ..backbone import Dataset, load_dataset
+from ..backbone import Backbone, Dataset, load_backbone, load_dataset
 from .measurement import measure
+from .statistics import paired_test
 
 
 def ship(
@@ -36,22 +40,36 @@ def ship(
     record = {"train": train, "seconds": source.record["seconds"], "trained_with": source.record["versions"]}
     record |= {key: source.record[key] for key in ("distilled_from", "distill") if key in source.record}
     net.save(out, backbone_name=source.backbone, record=record, dtype=torch.float16)
-    record["test"] = results_on(DynamicViT.load(out), test, budgets)
+    original = load_backbone(source.backbone) if source.record["train"].get("joint") else None
+    record["test"] = results_on(DynamicViT.load(out), test, budgets, original)
     net.save(out, backbone_name=source.backbone, record=record, dtype=torch.float16)
 
 
-def results_on(net: DynamicViT, test: Dataset, budgets: tuple[float, ...] = ()) -> dict[str, dict[str, Any]]:
-    """Accuracy and share of the dense compute by budget, and of the full network ("dense")."""
-    with torch.no_grad():
-        full = torch.cat([net.backbone(batch).argmax(1) for batch in test.images.split(500)])
-    found = {"dense": {"accuracy": (full == test.labels).double().mean().item(), "macs_fraction": 1.0}}
+def results_on(
+    net: DynamicViT, test: Dataset, budgets: tuple[float, ...] = (), original: Backbone | None = None
+) -> dict[str, dict[str, Any]]:
+    """Accuracy and share of the dense compute by budget, and paired tests against full networks.
+
+    Those are the net's own ("dense") and the one that joint training began with ("original").
+    """
+    full = {"dense": _correct(net.backbone, test)} | ({"original": _correct(original, test)} if original else {})
+    found: dict[str, dict[str, Any]] = {
+        name: {"accuracy": float(correct.mean()), "macs_fraction": 1.0} for name, correct in full.items()
+    }
     for budget in budgets or sorted(net.budgets) or (None,):
         if budget is not None:
             net.set_budget(budget)
         measurement = measure(net, test)
+        tests = {f"minus_{name}": asdict(paired_test(measurement.correct, correct)) for name, correct in full.items()}
         numbers = {"accuracy": measurement.accuracy, "macs_fraction": measurement.macs_fraction}
-        found[str(budget or "net")] = numbers
+        found[str(budget or "net")] = numbers | tests
     return found
+
+
+@torch.no_grad()
+def _correct(backbone: Backbone, test: Dataset) -> NDArray[np.bool_]:
+    predictions = torch.cat([backbone(images).argmax(1) for images in test.images.split(500)])
+    return (predictions == test.labels).numpy()
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ from toys import DEPTH, TINY
 from vitskip.agents import DynamicViT, run_directory, train
 from vitskip.agents.run_directory import SHIPPED, read, shipped_runs
 from vitskip.agents.training import TrainConfig
-from vitskip.backbone import load_dataset
+from vitskip.backbone import load_backbone, load_dataset
 from vitskip.eval.ship import results_on, ship
 
 IMAGES = Path(__file__).parents[2] / "shared" / "data"
+NOT_BUDGETS = {"dense", "original", "net"}
 EVERY_SHIPPED = pytest.mark.parametrize("name", shipped_runs())
 
 
@@ -59,7 +60,7 @@ def test_every_shipped_agent_is_small_and_runs(name: str) -> None:
     net, results = DynamicViT.load(name), read(Path(name)).record["test"]
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     assert net(images).shape == (4, net.backbone.num_classes)
-    for budget in map(float, set(results) - {"dense", "net"}):
+    for budget in map(float, set(results) - NOT_BUDGETS):
         net.set_budget(budget)
         assert net(images).shape == (4, net.backbone.num_classes)
 
@@ -74,8 +75,10 @@ def test_every_shipped_agent_is_as_good_as_it_says(name: str, tmp_path: Path) ->
         pytest.skip(f"needs the images of {IMAGES / dataset}")
     subprocess.run([sys.executable, str(IMAGES / "unpack.py"), dataset, str(tmp_path), "--npz"], check=True)
     test = load_dataset(dataset, "test", str(tmp_path))
-    budgets = tuple(sorted(float(budget) for budget in set(record["test"]) - {"dense", "net"}))
-    found = results_on(DynamicViT.load(name), test, budgets)
+    budgets = tuple(sorted(float(budget) for budget in set(record["test"]) - NOT_BUDGETS))
+    net = DynamicViT.load(name)
+    original = load_backbone(read(Path(name)).backbone) if "original" in record["test"] else None
+    found = results_on(net, test, budgets, original)
     assert json.loads(json.dumps(found)).keys() == record["test"].keys()
     for budget, expected in record["test"].items():
         assert found[budget]["accuracy"] == pytest.approx(expected["accuracy"], abs=1e-3)
