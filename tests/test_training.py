@@ -148,6 +148,9 @@ def test_the_seed_decides_everything(result: TrainResult, tmp_path: Path) -> Non
         ({"hyperparameters": {"seed": 1}}, r"hyperparameters: expected none of .*got \['seed'\]"),
         ({"num_envs": 0}, "num_envs: expected .*at least 1, got 0"),
         ({"total_timesteps": 0}, "total_timesteps: expected at least 1, got 0"),
+        ({"algorithm": "dqn", "upfront": 1}, r"upfront: expected an algorithm that can .*\(.*ppo.*\), got dqn"),
+        ({"upfront": 4}, r"look_after: expected 1\.\.3 blocks, got 4"),
+        ({"upfront": -1}, r"look_after: expected 1\.\.3 blocks, got -1"),
     ],
 )
 def test_bad_configurations_are_refused_before_anything_is_written(
