@@ -89,7 +89,7 @@ class Checkpoint(BaseCallback):
         for name, callback in self.callbacks.items():
             callback.set_state(rest["callbacks"][name])
         self.agent.num_timesteps, self.agent._n_updates, self.seconds = rest["steps"], rest["updates"], rest["seconds"]
-        self.agent._last_obs = _streams(self.agent).set_state(rest["streams"])  # pyright: ignore[reportAttributeAccessIssue] (a VecEnv may have others)
+        self.agent._last_obs = _streams(self.agent).set_state(rest["streams"])  # pyright: ignore[reportAttributeAccessIssue] - declared narrower than what VecEnv gives
         self.agent._last_episode_starts = np.ones(self.core.num_envs, bool)
         _set_random(parts["random"], rest["random"])
         return self.agent.num_timesteps
@@ -138,7 +138,7 @@ def _get_random() -> tuple[dict[str, Tensor], list[Any]]:
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (it is SB3 that draws from it)
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - Stable-Baselines3 orders minibatches by it, and no other call saves it
     return tensors, [name, np.asarray(keys).tolist(), *rest]
 
 
@@ -147,4 +147,4 @@ def _set_random(tensors: Mapping[str, Tensor], numbers: list[Any]) -> None:
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
     name, keys, *rest = numbers
-    np.random.set_state((name, np.array(keys, np.uint32), *rest))  # noqa: NPY002 (as above)
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))  # noqa: NPY002 - as above

@@ -76,7 +76,7 @@ class PerUnitPolicy(ActorCriticPolicy):
         super().__init__(*args, **{**kwargs, **features, "ortho_init": False})
 
     def _build_mlp_extractor(self) -> None:
-        self.mlp_extractor = PerUnitCritic(self.layout)  # pyright: ignore[reportAttributeAccessIssue]
+        self.mlp_extractor = PerUnitCritic(self.layout)  # pyright: ignore[reportAttributeAccessIssue] - declared as an MlpExtractor
 
 
 class DynaViT(EpisodicAlgorithm):

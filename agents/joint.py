@@ -233,7 +233,7 @@ class JointTraining(BaseCallback):
             return
         self.train_backbone()
         self.logger.record("joint/loss", self.curve["loss"][-1])
-        self.model._last_obs = self.training_env.reset()  # the ViT is another one; # pyright: ignore[reportAttributeAccessIssue]
+        self.model._last_obs = self.training_env.reset()  # pyright: ignore[reportAttributeAccessIssue] - as in checkpoint.py; what the new ViT shows
 
     def train_backbone(self) -> None:
         """One round."""

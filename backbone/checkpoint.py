@@ -99,7 +99,7 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[dict[str, 
     try:
         with safe_open(path, "pt") as file:
             rest = json.loads((file.metadata() or {})["training"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safetensors gives no mapping
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"checkpoint: expected one of a training run at {path}, got: {error}") from error
     ours, theirs = json.loads(json.dumps(identity)), rest.pop("identity")

@@ -60,7 +60,7 @@ class ClockedVecEnv(VecEnvWrapper):
 
     def __init__(self, venv: SkipVecEnv) -> None:
         super().__init__(venv)
-        self.clock = Clock(venv.core.device)
+        self.core, self.clock = venv.core, Clock(venv.core.device)
 
     def reset(self) -> VecEnvObs:
         return self.venv.reset()
@@ -135,7 +135,7 @@ class Contestant:
         """JSON values: microseconds per step of each part, in all and in the last tenth; seconds to the goal."""
         last, late = self.moments[-1], self.moments[len(self.moments) * 9 // 10 - 1]
         steps, late_steps = last.timesteps, last.timesteps - late.timesteps
-        cache = getattr(self.venv.unwrapped, "core").prefix_cache  # noqa: B009 - VecEnv does not declare it
+        cache = self.venv.core.prefix_cache
         return {
             "steps_per_s": steps / sum(last.seconds.values()),
             "us": {part: 1e6 * last.seconds[part] / steps for part in PARTS},

@@ -35,10 +35,10 @@ def train(
     seed: int = 0,
     num_envs: int | None = None,
     hyperparameters: str = "{}",
-    env: EnvFlags = EnvConfig(),  # noqa: B008 (frozen)
+    env: EnvFlags = EnvConfig(),  # noqa: B008 - frozen
     budget: float | None = None,
     joint: bool = False,
-    joint_training: JointFlags = JointConfig(),  # noqa: B008 (frozen)
+    joint_training: JointFlags = JointConfig(),  # noqa: B008 - frozen
     curriculum: float = 0.0,
     upfront: int = 0,
     json: Path | None = None,
@@ -84,7 +84,7 @@ def train(
 def distill(
     run: tyro.conf.Positional[Path],
     out: tyro.conf.Positional[Path],
-    config: Annotated[DistillConfig, tyro.conf.OmitArgPrefixes] = DistillConfig(),  # noqa: B008 (frozen)
+    config: Annotated[DistillConfig, tyro.conf.OmitArgPrefixes] = DistillConfig(),  # noqa: B008 - frozen
     budget: float | None = None,
     data_root: str | None = None,
     json: Path | None = None,
@@ -121,9 +121,9 @@ def compare(
     at: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.75),
     seeds: tuple[int, ...] = (0,),
     total_timesteps: int = 1_000_000,
-    env: EnvFlags = EnvConfig(),  # noqa: B008 (frozen)
+    env: EnvFlags = EnvConfig(),  # noqa: B008 - frozen
     joint: bool = False,
-    joint_training: JointFlags = JointConfig(),  # noqa: B008 (frozen)
+    joint_training: JointFlags = JointConfig(),  # noqa: B008 - frozen
     curriculum: float = 0.0,
     upfront: int = 0,
     rival: tuple[str, ...] = (),
