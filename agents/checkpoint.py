@@ -8,8 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor
 
 from ..backbone.checkpoint import load_optimizer, optimizer_tensors, read_checkpoint, write_checkpoint
@@ -19,6 +20,8 @@ from ..envs.sb3 import SkipVecEnv
 from .joint import BackboneTuner
 
 EVERY_SECONDS = 60.0  # of wall time
+COUNTERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num", "exploration_rate")  # those that there are
+REPLAYED = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
 @runtime_checkable
@@ -35,9 +38,7 @@ class Resumable(Protocol):
 
 
 class Checkpoint(BaseCallback):
-    """Writes everything that changes while an on-policy algorithm learns, between rollouts, where all episodes begin.
-
-    What an off-policy algorithm has in its replay buffer is not kept: it begins anew.
+    """Writes everything that changes while an algorithm learns, between rollouts, where all episodes begin.
 
     Args:
         path: file; removed by `finish`.
@@ -77,22 +78,26 @@ class Checkpoint(BaseCallback):
         Raises:
             ValueError: if the file is corrupt, or of a run with other settings.
         """
-        if not self.path.is_file() or not isinstance(self.agent, OnPolicyAlgorithm):
+        if not self.path.is_file():
             return 0
         parts, rest = read_checkpoint(self.path, self.identity)
-        self.agent.policy.load_state_dict(parts["policy"])
-        load_optimizer(self.agent.policy.optimizer, parts["policy_optimizer"])
+        agent = self.agent
+        agent.policy.load_state_dict(parts["policy"])
+        load_optimizer(agent.policy.optimizer, parts["policy_optimizer"])
         if self.tuner is not None:
             self.tuner.restore(parts, rest["backbone_step"])
             self.core.weights_changed()
         self.core.cost_weight = np.array(rest["cost_weight"])
         for name, callback in self.callbacks.items():
             callback.set_state(rest["callbacks"][name])
-        self.agent.num_timesteps, self.agent._n_updates, self.seconds = rest["steps"], rest["updates"], rest["seconds"]
-        self.agent._last_obs = _streams(self.agent).set_state(rest["streams"])  # pyright: ignore[reportAttributeAccessIssue] - declared narrower than what VecEnv gives
-        self.agent._last_episode_starts = np.ones(self.core.num_envs, bool)
-        _set_random(parts["random"], rest["random"])
-        return self.agent.num_timesteps
+        vars(agent).update(rest["counters"])
+        self.seconds = rest["seconds"]
+        if isinstance(agent, OffPolicyAlgorithm):
+            _fill(_replay_buffer(agent), parts["replay"], rest["replay_position"])
+        agent._last_obs = _streams(agent).set_state(rest["streams"])  # pyright: ignore[reportAttributeAccessIssue] - declared narrower than what VecEnv gives
+        agent._last_episode_starts = np.ones(self.core.num_envs, bool)
+        _set_random(agent, parts["random"], rest["random"])
+        return agent.num_timesteps
 
     def finish(self) -> None:
         """The run is complete, and its checkpoint of no more use."""
@@ -103,12 +108,13 @@ class Checkpoint(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         now, agent = time.perf_counter(), self.agent
-        if now - self._saved >= EVERY_SECONDS and isinstance(agent, OnPolicyAlgorithm) and agent.num_timesteps:
+        begins = not isinstance(agent, OffPolicyAlgorithm) or not self.core.unit_index.any()  # not amid the episodes
+        if now - self._saved >= EVERY_SECONDS and agent.num_timesteps and begins:
             self._write(agent)
             self._saved = now
 
-    def _write(self, agent: OnPolicyAlgorithm) -> None:
-        tensors, numbers = _get_random()
+    def _write(self, agent: BaseAlgorithm) -> None:
+        tensors, generators = _get_random(agent)
         parts: dict[str, Mapping[str, Tensor]] = {
             "policy": agent.policy.state_dict(),
             "policy_optimizer": optimizer_tensors(agent.policy.optimizer),
@@ -116,15 +122,18 @@ class Checkpoint(BaseCallback):
             **(self.tuner.parts if self.tuner else {}),
         }
         rest = {
-            "steps": agent.num_timesteps,
-            "updates": agent._n_updates,
+            "counters": {name: vars(agent)[name] for name in COUNTERS if name in vars(agent)},
             "seconds": self.elapsed,
             "backbone_step": self.tuner.step if self.tuner else None,
             "cost_weight": self.core.cost_weight.tolist(),
             "callbacks": {name: callback.get_state() for name, callback in self.callbacks.items()},
             "streams": _streams(agent).get_state(),
-            "random": numbers,
+            "random": generators,
         }
+        if isinstance(agent, OffPolicyAlgorithm):
+            buffer = _replay_buffer(agent)
+            parts["replay"] = {name: torch.from_numpy(getattr(buffer, name)[: buffer.size()]) for name in REPLAYED}
+            rest["replay_position"] = buffer.pos
         write_checkpoint(self.path, parts, rest, self.identity)
 
 
@@ -133,18 +142,32 @@ def _streams(agent: BaseAlgorithm) -> SkipVecEnv | PlanVecEnv:
     return agent.env
 
 
-def _get_random() -> tuple[dict[str, Tensor], list[Any]]:
-    """The global generators that Stable-Baselines3 draws from: torch's tensors, and NumPy's as JSON values."""
+def _replay_buffer(agent: OffPolicyAlgorithm) -> ReplayBuffer:
+    assert agent.replay_buffer is not None
+    return agent.replay_buffer
+
+
+def _fill(buffer: ReplayBuffer, kept: Mapping[str, Tensor], position: int) -> None:
+    for name, values in kept.items():
+        getattr(buffer, name)[: len(values)] = values.numpy()
+        buffer.full = len(values) == buffer.buffer_size
+    buffer.pos = position
+
+
+def _get_random(agent: BaseAlgorithm) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The generators that Stable-Baselines3 draws from: torch's as tensors, the others as JSON values."""
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - Stable-Baselines3 orders minibatches by it, and no other call saves it
-    return tensors, [name, np.asarray(keys).tolist(), *rest]
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - it is that one which SB3 draws from
+    exploration = agent.action_space.np_random.bit_generator.state
+    return tensors, {"numpy": [name, np.asarray(keys).tolist(), *rest], "actions": exploration}
 
 
-def _set_random(tensors: Mapping[str, Tensor], numbers: list[Any]) -> None:
+def _set_random(agent: BaseAlgorithm, tensors: Mapping[str, Tensor], generators: Mapping[str, Any]) -> None:
     torch.set_rng_state(tensors["cpu"])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
-    name, keys, *rest = numbers
+    name, keys, *rest = generators["numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), *rest))  # noqa: NPY002 - as above
+    agent.action_space.np_random.bit_generator.state = generators["actions"]
