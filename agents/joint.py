@@ -11,6 +11,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from ..backbone import Backbone, Dataset
@@ -38,6 +39,8 @@ class JointConfig:
         label_smoothing: of the cross-entropy.
         label_weight: of the cross-entropy; the divergence from the original full net's belief has weight 1.
         augmentation: name of a preset in `AUGMENTATIONS`.
+        averaged_rounds: last rounds whose final weights are averaged (stochastic weight averaging, Izmailov et al.,
+            2018); 1 takes the last one's as they are.
 
     Raises:
         ValueError: for a value outside its range.
@@ -50,10 +53,13 @@ class JointConfig:
     label_smoothing: float = 0.1
     label_weight: float = 0.5
     augmentation: str = "digits"
+    averaged_rounds: int = 1
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.steps < 0:
             raise ValueError(f"rounds, steps: expected at least 1 and 0, got {self.rounds} and {self.steps}")
+        if not 1 <= self.averaged_rounds <= self.rounds:
+            raise ValueError(f"averaged_rounds: expected 1..{self.rounds}, got {self.averaged_rounds}")
         if self.label_weight < 0:
             raise ValueError(f"label_weight: expected at least 0, got {self.label_weight}")
         self.recipe(0)
@@ -86,6 +92,7 @@ class BackboneTuner:
     Attributes:
         teacher: the full net as it was before.
         optimizer: of the backbone.
+        average: of the weights after the last rounds.
         step: optimiser steps taken.
     """
 
@@ -106,17 +113,23 @@ class BackboneTuner:
         device = next(backbone.parameters()).device
         self._batches: Batches = make_batches(backbone, dataset, self._recipe, Processes(0, 1, device))
         self.optimizer = make_optimizer(backbone, self._recipe)
+        self.average = AveragedModel(backbone)
         self.step = 0
 
     @property
     def parts(self) -> dict[str, Mapping[str, Tensor]]:
         """The tensors of a checkpoint."""
-        return {"backbone": self.backbone.state_dict(), "backbone_optimizer": optimizer_tensors(self.optimizer)}
+        return {
+            "backbone": self.backbone.state_dict(),
+            "backbone_optimizer": optimizer_tensors(self.optimizer),
+            "backbone_average": self.average.state_dict(),
+        }
 
     def restore(self, parts: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         """Go back to a checkpoint; the teacher must be what it was."""
         self.backbone.load_state_dict(parts["backbone"])
         load_optimizer(self.optimizer, parts["backbone_optimizer"])
+        self.average.load_state_dict(parts["backbone_average"])
         self.step = step
 
     def train_round(self, choose: Callable[[Tensor, int], Tensor]) -> float:
@@ -135,8 +148,16 @@ class BackboneTuner:
             batch = self._batches[self.step]
             losses.append(self._descend(batch.images, batch.targets, choose(batch.images, self.step)))
             self.step += 1
+        self._finish_round(self.step // steps)
         self.backbone.eval().requires_grad_(False)
         return float(torch.stack(losses).mean())
+
+    def _finish_round(self, rounds: int) -> None:
+        """Add the weights after a round to the average if it is one of the last; after the last adopt it."""
+        if rounds > self.config.rounds - self.config.averaged_rounds:
+            self.average.update_parameters(self.backbone)
+        if rounds == self.config.rounds:
+            self.backbone.load_state_dict(self.average.module.state_dict())
 
     def _descend(self, images: Tensor, targets: Tensor, keep_mask: Tensor) -> Tensor:
         with torch.no_grad():

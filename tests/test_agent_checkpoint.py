@@ -15,7 +15,7 @@ from vitskip.agents.run_directory import read
 from vitskip.agents.training import TrainConfig
 from vitskip.backbone.weights import read_state_dict
 
-JOINT = JointConfig(rounds=2, steps=3, batch_size=16, learning_rate=1e-2, augmentation="digits")
+JOINT = JointConfig(rounds=2, steps=3, batch_size=16, learning_rate=1e-2, augmentation="digits", averaged_rounds=2)
 ROLLOUTS = 6
 REPLAY = {
     "buffer_size": 1_000,

@@ -1,5 +1,6 @@
 """Joint training, budgets and the curriculum: what they change, what they leave alone, and that they hit their mark."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,23 @@ def test_tuning_a_dense_net_goes_on_after_the_last_whole_round(tmp_path: Path, m
         tune_dense(resumed, dataset, JOINT, file, seed=1, progress_bar=False)
 
 
+def test_the_weights_after_the_last_rounds_are_averaged() -> None:
+    def weights(**changes: int) -> list[torch.Tensor]:
+        """After each of three rounds that run every block."""
+        torch.manual_seed(0)
+        core, found = tiny_core(16), []
+        tuner = BackboneTuner(core.backbone, core.dataset, replace(JOINT, rounds=3, **changes), progress_bar=False)
+        for _ in range(3):
+            tuner.train_round(lambda images, _: torch.ones(len(images), DEPTH, dtype=torch.bool))
+            found.append(torch.nn.utils.parameters_to_vector(core.backbone.parameters()).detach())
+        return found
+
+    each, averaged = weights(), weights(averaged_rounds=2)
+    assert torch.equal(torch.stack(averaged[:2]), torch.stack(each[:2]))
+    assert not torch.allclose(each[1], each[2], atol=1e-3)
+    torch.testing.assert_close(averaged[2], (each[1] + each[2]) / 2)
+
+
 def test_what_was_computed_with_other_weights_is_forgotten() -> None:
     """The divergence from the full net is that from the net as it is now."""
     core, fresh = tiny_core(4, reward="kl"), tiny_core(4, reward="kl")
@@ -133,6 +151,8 @@ def final_rewards(core: SkipCore) -> torch.Tensor:
     ("arguments", "message"),
     [
         ({"rounds": 0}, "rounds, steps: expected at least 1 and 0, got 0 and 0"),
+        ({"averaged_rounds": 0}, r"averaged_rounds: expected 1\.\.4, got 0"),
+        ({"averaged_rounds": 5}, r"averaged_rounds: expected 1\.\.4, got 5"),
         ({"label_weight": -1.0}, r"label_weight: expected at least 0, got -1.0"),
         ({"augmentation": "digit"}, "unknown augmentation 'digit'"),
         ({"learning_rate": 0.0}, "learning_rate: expected a value in its range"),
