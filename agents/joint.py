@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -113,7 +113,7 @@ class BackboneTuner:
         device = next(backbone.parameters()).device
         self._batches: Batches = make_batches(backbone, dataset, self._recipe, Processes(0, 1, device))
         self.optimizer = make_optimizer(backbone, self._recipe)
-        self.average = AveragedModel(backbone)
+        self.average = AveragedModel(cast(nn.Module, backbone))
         self.step = 0
 
     @property
@@ -155,7 +155,7 @@ class BackboneTuner:
     def _finish_round(self, rounds: int) -> None:
         """Add the weights after a round to the average if it is one of the last; after the last adopt it."""
         if rounds > self.config.rounds - self.config.averaged_rounds:
-            self.average.update_parameters(self.backbone)
+            self.average.update_parameters(cast(nn.Module, self.backbone))
         if rounds == self.config.rounds:
             self.backbone.load_state_dict(self.average.module.state_dict())
 
