@@ -1,6 +1,6 @@
 """What `vitskip compare` found, as a table and as the points of a picture."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,13 +29,12 @@ def accuracy_table(evaluations: Evaluations) -> Table:
     )
     for heading in ("network", *(f"{100 * budget:.0f}%" for budget in budgets), "hypervolume", "paths", "bits"):
         table.add_column(escape(heading), justify="left" if heading == "network" else "right")
-    for name, rows in _series(evaluations):
-        by_budget = [[row for budget, row in rows if budget == wanted] for wanted in budgets]
-        paths = np.mean([row["distinct_paths"] for _, row in rows])
-        bits = np.mean([row["path_bits"] for _, row in rows])
-        macs, accuracy = (np.array([row[key] for _, row in rows]) for key in ("macs_fraction", "accuracy"))
+    for name, rows in _series(evaluations).items():
+        paths = np.mean([row["distinct_paths"] for row in rows])
+        bits = np.mean([row["path_bits"] for row in rows])
+        macs, accuracy = (np.array([row[key] for row in rows]) for key in ("macs_fraction", "accuracy"))
         volume = f"{hypervolume(macs, accuracy):.3f}"
-        table.add_row(name, *map(_cell, by_budget), volume, f"{paths:.0f}", f"{bits:.1f}")
+        table.add_row(name, *(_cell(_at(budget, rows)) for budget in budgets), volume, f"{paths:.0f}", f"{bits:.1f}")
     return table
 
 
@@ -49,8 +48,8 @@ def _full_networks(evaluations: Evaluations) -> dict[str, float]:
 def frontiers(evaluations: Evaluations) -> dict[str, list[Point]]:
     """(MACs fraction, test accuracy) at each budget, means over seeds, of all networks but the oracle, and of dense."""
     points = {}
-    for name, rows in _series(evaluations):
-        by_budget = [[row for at, row in rows if at == budget] for budget in _budgets(evaluations)]
+    for name, rows in _series(evaluations).items():
+        by_budget = [_at(budget, rows) for budget in _budgets(evaluations)]
         if "oracle" not in name:
             points[name.strip()] = [_mean_point(found) for found in by_budget if found]
     return points | {name: [(1.0, accuracy)] for name, accuracy in _full_networks(evaluations).items()}
@@ -60,22 +59,24 @@ def _budgets(evaluations: Evaluations) -> list[float]:
     return sorted({evaluation["budget"] for evaluation in evaluations})
 
 
+def _at(budget: float, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["budget"] == budget]
+
+
 def _mean_point(rows: Sequence[dict[str, Any]]) -> Point:
     macs, accuracy = (float(np.mean([row[key] for row in rows])) for key in ("macs_fraction", "accuracy"))
     return macs, accuracy
 
 
-def _series(evaluations: Evaluations) -> Iterator[tuple[str, list[tuple[float, dict[str, Any]]]]]:
-    """(network, [(budget, numbers)]): the algorithms, then the baselines at their compute."""
-    for algorithm in dict.fromkeys(evaluation["algorithm"] for evaluation in evaluations):
-        mine = [evaluation for evaluation in evaluations if evaluation["algorithm"] == algorithm]
-        yield (
-            algorithm,
-            [(evaluation["budget"], {**evaluation["net"], "signs": _signs(evaluation)}) for evaluation in mine],
-        )
-    rivals = [(e["budget"], {**e["rivals"], "oracle (agrees)": e["oracles"]["agrees"]}) for e in evaluations]
-    for rival in dict.fromkeys(name for _, found in rivals for name in found):
-        yield f"  {rival}", [(budget, found[rival]) for budget, found in rivals if rival in found]
+def _series(evaluations: Evaluations) -> dict[str, list[dict[str, Any]]]:
+    """Numbers of each cell by network: the algorithms, then the baselines at their compute."""
+    networks: dict[str, list[dict[str, Any]]] = {evaluation["algorithm"]: [] for evaluation in evaluations}
+    for evaluation in evaluations:
+        cell = {"budget": evaluation["budget"], "seed": evaluation["seed"]}
+        networks[evaluation["algorithm"]].append({**cell, **evaluation["net"], "signs": _signs(evaluation)})
+        for rival, numbers in {**evaluation["rivals"], "oracle (agrees)": evaluation["oracles"]["agrees"]}.items():
+            networks.setdefault(f"  {rival}", []).append({**cell, **numbers})
+    return networks
 
 
 def _signs(evaluation: dict[str, Any]) -> set[str]:
@@ -85,10 +86,13 @@ def _signs(evaluation: dict[str, Any]) -> set[str]:
 
 
 def _cell(rows: Sequence[dict[str, Any]]) -> str:
-    """Mean and interval over seeds, and the signs that all of them have."""
+    """Mean and interval over seeds, and the signs that all rows have; baselines have a row for each algorithm."""
     if not rows:
         return "-"
-    values = np.array([row["accuracy"] for row in rows])
+    by_seed: dict[int, list[float]] = {}
+    for row in rows:
+        by_seed.setdefault(row["seed"], []).append(row["accuracy"])
+    values = np.array([np.mean(accuracies) for accuracies in by_seed.values()])
     signs = "".join(sorted(set.intersection(*(row.get("signs", set()) for row in rows))))
     low, high = bootstrap_interval(values)
     interval = f" [{100 * low:.2f}, {100 * high:.2f}]" if len(values) > 1 else ""
