@@ -99,4 +99,4 @@ def macs_fraction(net: DynamicViT, images: Shaped[Tensor, "N 3 H W"], batch_size
         net(batch.to(next(net.parameters()).device))
         assert net.last_trace is not None
         total += int(net.last_trace.macs.sum())
-    return total / (len(images) * net.backbone.macs.total)
+    return total / (len(images) * net.backbone.macs.dense)

@@ -22,6 +22,7 @@ from ..backbone.pretrain import make_batches, make_optimizer
 from ..backbone.processes import Processes
 from ..backbone.protocol import ActionUnit
 from ..backbone.recipe import Recipe
+from ..backbone.token_merging import unmerged
 from ..envs.core import SkipCore
 from .dynamic_vit import DynamicViT
 from .policy import Policy
@@ -108,7 +109,7 @@ class BackboneTuner:
     ) -> None:
         self.backbone, self.config, self.progress_bar = backbone, config, progress_bar
         self.action_unit: ActionUnit = action_unit
-        self.teacher = deepcopy(backbone).eval().requires_grad_(False)
+        self.teacher = deepcopy(unmerged(backbone)).eval().requires_grad_(False)
         self._recipe = config.recipe(seed)
         device = next(backbone.parameters()).device
         self._batches: Batches = make_batches(backbone, dataset, self._recipe, Processes(0, 1, device))
@@ -272,7 +273,7 @@ class JointTraining(BaseCallback):
 
         self.curve["loss"].append(self.tuner.train_round(choose))
         self.core.weights_changed()
-        self.curve["macs_fraction"].append(float(torch.stack(spent).mean()) / self.core.backbone.macs.total)
+        self.curve["macs_fraction"].append(float(torch.stack(spent).mean()) / self.core.backbone.macs.dense)
 
     def _draw_budgets(self, images: int, step: int) -> Tensor:
         """One for each image, [B, 1]; zeros where the environment has none."""

@@ -184,6 +184,9 @@ def _make_core(config: TrainConfig, env_config: EnvConfig) -> SkipCore:
     backbone = env_config.load_backbone()
     if config.joint:
         backbone = deepcopy(backbone)  # the loaded one is shared by all environments of this process
+    most = backbone.macs.total / backbone.macs.dense
+    if config.budgets and max(config.budgets) > most:
+        raise ValueError(f"budget: expected at most {most:.3f}, what this backbone spends, got {max(config.budgets)}")
     return SkipCore(backbone, env_config.load_dataset(), env_config, config.record["num_envs"])
 
 

@@ -54,6 +54,11 @@ def load_backbone(name: str) -> Backbone:
     return backbone.eval()
 
 
+def unmerged_name(name: str) -> str:
+    """The name of the dense network that the backbone of a name stands beside; see `unmerged`."""
+    return name.removeprefix(TOKEN_MERGING).partition(":")[2] if name.startswith(TOKEN_MERGING) else name
+
+
 def build_backbone(architecture: Mapping[str, Any]) -> Backbone:
     """Build a backbone with fresh weights from JSON values.
 

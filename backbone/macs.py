@@ -17,12 +17,14 @@ class Macs:
         attention: attention half of each block.
         mlp: MLP half of each block.
         head: classifier on one class token.
+        unmerged: of a network that merges tokens, the total of the one that does not; None of others.
     """
 
     stem: int
     attention: tuple[int, ...]
     mlp: tuple[int, ...]
     head: int
+    unmerged: int | None = None
 
     def units(self, action_unit: Literal["block", "half"]) -> tuple[int, ...]:
         """MACs of each unit of decision, in order of execution."""
@@ -31,8 +33,13 @@ class Macs:
 
     @property
     def total(self) -> int:
-        """The dense network."""
+        """With every block."""
         return self.stem + sum(self.attention) + sum(self.mlp) + self.head
+
+    @property
+    def dense(self) -> int:
+        """The dense network, of which all shares of compute are: every block on every token."""
+        return self.total if self.unmerged is None else self.unmerged
 
 
 def vit_macs(*, depth: int, embed_dim: int, mlp_dim: int, num_tokens: int, stem: int, num_classes: int) -> Macs:

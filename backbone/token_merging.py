@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .macs import Macs, vit_macs
+from .protocol import Backbone
 from .vit import Attention, Block, ViT
 
 
@@ -65,7 +66,7 @@ class TokenMergingViT(nn.Module):
             mlp.append(self._block_macs(after).mlp[0])
         first, whole = self.stem_blocks, self.vit.macs
         stem = whole.stem + sum(attention[:first]) + sum(mlp[:first])
-        return Macs(stem=stem, attention=tuple(attention[first:]), mlp=tuple(mlp[first:]), head=whole.head)
+        return Macs(stem, tuple(attention[first:]), tuple(mlp[first:]), whole.head, unmerged=whole.total)
 
     def embed(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
         tokens = self.vit.embed(images)
@@ -120,6 +121,11 @@ class TokenMergingViT(nn.Module):
 def merge_in_stem(vit: ViT, count: int) -> TokenMergingViT:
     """The same network for agents to skip on: block 0 always runs and merges `count` tokens, the others none."""
     return TokenMergingViT(vit, (count, *(0,) * (vit.depth - 1)), stem_blocks=1)
+
+
+def unmerged(backbone: Backbone) -> Backbone:
+    """The dense network that a backbone stands beside: itself, or the one that does not merge its tokens."""
+    return backbone.vit if isinstance(backbone, TokenMergingViT) else backbone
 
 
 def merging_ladder(vit: ViT) -> list[TokenMergingViT]:

@@ -69,7 +69,7 @@ class SkipCore:
         if self._task.includes_cost and not config.cost_weight > 0:
             raise ValueError(f"cost_weight: expected more than 0 for reward {config.reward!r}, got 0")
         self._macs = np.array(backbone.macs.units(config.action_unit), np.int64)
-        self._fixed_macs = backbone.macs.stem + backbone.macs.head
+        self._fixed_macs, self._dense_macs = backbone.macs.stem + backbone.macs.head, backbone.macs.dense
         self.cost_share = COSTS[config.cost](backbone, config.action_unit)
         self.cost_weight = np.full(max(1, len(config.budgets)), float(config.cost_weight))
         self._budgets = np.array(config.budgets)
@@ -174,7 +174,7 @@ class SkipCore:
             "index": self.image_index.copy(),
             "block_index": self.unit_index.copy(),
             "macs": macs,
-            "macs_fraction": macs / (self._fixed_macs + int(self._macs.sum())),
+            "macs_fraction": macs / self._dense_macs,
             "label": self._host_labels[self.image_index],
             "difficulty": self._difficulty[self.image_index],
             "keep_mask": self.keep_mask.copy(),

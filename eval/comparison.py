@@ -6,7 +6,6 @@ validation part; the test part is touched once per cell, by `evaluate`.
 
 import json
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from tqdm import tqdm
 
 from ..agents.baselines import run_all
 from ..agents.dynamic_vit import DynamicViT
-from ..agents.joint import tune_dense
+from ..agents.joint import JointConfig, tune_dense
 from ..agents.run_directory import check_settings, versions, write_json
 from ..agents.training import TrainConfig, train
-from ..backbone import load_dataset
+from ..backbone import load_backbone, load_dataset
+from ..backbone.backbones import unmerged_name
 from ..envs import ObservationLayout
 from .evaluation import evaluate_against, validation_masks
 from .measurement import Measurement, measure
@@ -152,24 +152,31 @@ def _opponents(cell: Cell, net: DynamicViT, names: Sequence[str], static_mask_im
 
 
 def _references(cell: Cell, progress_bar: bool) -> dict[str, Measurement]:
-    """Of a joint cell, on test: the full network that it began with, and the same after as much training on its own.
+    """Dense networks on test that a cell's own full network is not: what it began with, and that tuned as long.
 
-    The latter is kept beside the cells, as a run directory that runs all.
+    The former of a joint cell, and of one whose backbone merges tokens; the latter of a joint one, kept beside the
+    cells as a run directory that runs all.
     """
     config, env = cell.config, cell.config.env_config
-    if config.joint is None:
+    name = unmerged_name(env.backbone)
+    if config.joint is None and name == env.backbone:
         return {}
-    original = deepcopy(env.load_backbone())
-    run_everything = run_all(ObservationLayout.of(original, "belief", "block"))
-    if not (cell.dense_folder / "run.json").is_file():
-        backbone, dataset = deepcopy(original).to(env.device), env.load_dataset().to(env.device)
-        checkpoint = cell.dense_folder / "checkpoint.safetensors"
-        tune_dense(backbone, dataset, config.joint, checkpoint, seed=config.seed, progress_bar=progress_bar)
-        record = {"train": {"joint": config.record["joint"], "seed": config.seed}}
-        DynamicViT(backbone, run_everything).save(cell.dense_folder, backbone_name=env.backbone, record=record)
-        checkpoint.unlink()
     test = load_dataset(env.dataset, "test", env.data_root)
-    return {
-        "original dense": measure(DynamicViT(original, run_everything).eval(), test, description="original"),
-        "tuned dense": measure(DynamicViT.load(cell.dense_folder), test, description="tuned dense"),
-    }
+    original = load_backbone(name).to(env.device)
+    whole = DynamicViT(original, run_all(ObservationLayout.of(original, "belief", "block"))).eval()
+    found = {"original dense": measure(whole, test, description="original")}
+    if config.joint is not None:
+        if not (cell.dense_folder / "run.json").is_file():
+            _tune_dense(cell, config.joint, whole, name, progress_bar)
+        found["tuned dense"] = measure(DynamicViT.load(cell.dense_folder), test, description="tuned dense")
+    return found
+
+
+def _tune_dense(cell: Cell, joint: JointConfig, whole: DynamicViT, name: str, progress_bar: bool) -> None:
+    """Train a dense network as long as a joint run trains its own; `whole` is changed."""
+    dataset = cell.config.env_config.load_dataset().to(cell.config.env_config.device)
+    checkpoint = cell.dense_folder / "checkpoint.safetensors"
+    tune_dense(whole.backbone, dataset, joint, checkpoint, seed=cell.config.seed, progress_bar=progress_bar)
+    record = {"train": {"joint": cell.config.record["joint"], "seed": cell.config.seed}}
+    whole.save(cell.dense_folder, backbone_name=name, record=record)
+    checkpoint.unlink()

@@ -97,7 +97,7 @@ def measure(net: DynamicViT, dataset: Dataset, *, batch_size: int = 500, descrip
         torch.cat(correct).numpy(),
         torch.cat(masks).numpy(),
         torch.cat(macs).numpy(),
-        net.backbone.macs.total,
+        net.backbone.macs.dense,
         dataset.difficulty.numpy().astype(np.float64),
     )
 

@@ -30,6 +30,7 @@ class Codebook:
     Attributes:
         keep_mask: bool [M, U], cheapest first; the last one runs all.
         macs: of each mask with stem and one call of the head, int64 [M].
+        dense_macs: of the dense network.
         prediction: classes, int64 [M, N].
         labels: int64 [N].
         difficulty: of the images, [N], NaN where unknown.
@@ -37,6 +38,7 @@ class Codebook:
 
     keep_mask: NDArray[np.bool_]
     macs: NDArray[np.int64]
+    dense_macs: int
     prediction: NDArray[np.int64]
     labels: NDArray[np.int64]
     difficulty: NDArray[np.float64]
@@ -68,7 +70,7 @@ class Codebook:
             self.prediction[mask, images] == self.labels,
             self.keep_mask[mask],
             self.macs[mask],
-            int(self.macs[-1]),
+            self.dense_macs,
             self.difficulty,
         )
 
@@ -136,6 +138,7 @@ def run_codebook(
     return Codebook(
         masks[order],
         backbone.macs.stem + costs[order] + backbone.macs.head,
+        backbone.macs.dense,
         torch.cat(predictions, 1).numpy(),
         dataset.labels.numpy(),
         dataset.difficulty.numpy().astype(np.float64),

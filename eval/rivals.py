@@ -129,7 +129,7 @@ class Rivals:
             self._test_prefixes.correct[units, np.arange(len(units))],
             np.arange(self.layout.num_units) < units[:, None],
             self._prefix_macs[units] + head_calls * self._macs.head,
-            self._macs.total,
+            self._macs.dense,
             self.test.difficulty.numpy().astype(np.float64),
         )
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..agents.dynamic_vit import DynamicViT
 from ..agents.run_directory import read
 from ..backbone import Backbone, Dataset, load_backbone, load_dataset
+from ..backbone.backbones import unmerged_name
 from .measurement import measure
 from .statistics import paired_test
 
@@ -40,7 +41,9 @@ def ship(
     record = {"train": train, "seconds": source.record["seconds"], "trained_with": source.record["versions"]}
     record |= {key: source.record[key] for key in ("distilled_from", "distill") if key in source.record}
     net.save(out, backbone_name=source.backbone, record=record, dtype=torch.float16)
-    original = load_backbone(source.backbone) if source.record["train"].get("joint") else None
+    began_with = unmerged_name(source.backbone)
+    another = began_with != source.backbone or source.record["train"].get("joint")
+    original = load_backbone(began_with) if another else None
     record["test"] = results_on(DynamicViT.load(out), test, budgets, original)
     net.save(out, backbone_name=source.backbone, record=record, dtype=torch.float16)
 
@@ -50,11 +53,13 @@ def results_on(
 ) -> dict[str, dict[str, Any]]:
     """Accuracy and share of the dense compute by budget, and paired tests against full networks.
 
-    Those are the net's own ("dense") and the one that joint training began with ("original").
+    Those are the net's own ("dense"), and the one that joint training or merging of tokens began with ("original").
     """
-    full = {"dense": _correct(net.backbone, test)} | ({"original": _correct(original, test)} if original else {})
+    networks = {"dense": net.backbone} | ({"original": original} if original else {})
+    full = {name: _correct(network, test) for name, network in networks.items()}
     found: dict[str, dict[str, Any]] = {
-        name: {"accuracy": float(correct.mean()), "macs_fraction": 1.0} for name, correct in full.items()
+        name: {"accuracy": float(correct.mean()), "macs_fraction": networks[name].macs.total / net.backbone.macs.dense}
+        for name, correct in full.items()
     }
     for budget in budgets or sorted(net.budgets) or (None,):
         if budget is not None:

@@ -56,4 +56,4 @@ def skip_tolerance(
         for name, measurement in rivals.at(float(level), float(level)).items():
             accuracy.setdefault(name, []).append(measurement.accuracy)
     columns = {name: np.array(column) for name, column in accuracy.items()}
-    return SkipTolerance(columns, levels / macs.total, rivals.dense().accuracy)
+    return SkipTolerance(columns, levels / macs.dense, rivals.dense().accuracy)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..agents.dynamic_vit import DynamicViT
 from ..backbone import Backbone, Dataset, ViT, load_backbone
 from ..backbone.protocol import num_units
-from ..backbone.token_merging import merging_ladder
+from ..backbone.token_merging import merging_ladder, unmerged
 from .frontier import neighbours
 from .measurement import Measurement, mix
 
@@ -39,7 +39,7 @@ class StaticNetworks:
                 raise ValueError(f"networks: expected {dense.num_classes} classes, got one with {network.num_classes}")
         device = next(dense.parameters()).device
         self.networks = [dense, *(network.to(device).eval() for network in networks)]
-        self.validation, self.test, self.dense_macs = validation, test, dense.macs.total
+        self.validation, self.test, self.dense_macs = validation, test, dense.macs.dense
         self._macs = np.array([network.macs.total for network in self.networks], np.float64)
         self._units = [num_units(network, net.action_unit) for network in self.networks]
         self._measured: dict[int, Measurement] = {}
@@ -89,6 +89,7 @@ def static_rivals(backbone: Backbone, names: Sequence[str] = ()) -> dict[str, li
         names: of further backbones, e.g. shallower ones.
     """
     others: dict[str, list[Backbone]] = {"other nets": [load_backbone(name) for name in names]} if names else {}
-    if isinstance(backbone, ViT):
-        others["token merging"] = [*merging_ladder(backbone)]
+    vit = unmerged(backbone)
+    if isinstance(vit, ViT):
+        others["token merging"] = [*merging_ladder(vit)]
     return others

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..agents.dynamic_vit import DynamicViT
+from ..backbone.token_merging import unmerged
 from .statistics import geometric_mean
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -110,7 +111,7 @@ def benchmark(
     quarter of the batches warms up and is not counted.
 
     Args:
-        net: its own backbone is the dense network.
+        net: its own backbone, without merging of tokens, is the dense network.
         images: real test images; repeated where a batch needs more.
         batch_sizes: images in a batch.
         seconds: roughly, for each batch size; at least 12 batches are run.
@@ -130,10 +131,10 @@ def benchmark(
         stop = time.perf_counter() + seconds
         while time.perf_counter() < stop or len(dense) < 12:
             batch = resident[torch.randint(len(images), (batch_size,), generator=generator).to(device)]
-            dense.append(_time(net.backbone, batch))
+            dense.append(_time(unmerged(net.backbone), batch))
             dynamic.append(_time(net, batch))
             assert net.last_trace is not None
-            fractions.append(float(net.last_trace.macs.double().mean()) / net.backbone.macs.total)
+            fractions.append(float(net.last_trace.macs.double().mean()) / net.backbone.macs.dense)
         counted = slice(len(dense) // 4, None)
         pair = np.array(dense)[counted], np.array(dynamic)[counted]
         timings.append(Timing(batch_size, *pair, float(np.mean(fractions[counted]))))

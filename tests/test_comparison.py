@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from toys import DEPTH, TINY
+from toys import DEPTH, MERGING, TINY
 
 from vitskip.agents import DynamicViT
 from vitskip.agents.joint import JointConfig
@@ -96,6 +96,21 @@ def test_a_jointly_trained_net_is_held_against_what_it_was_before_and_a_dense_on
     other = replace(base, joint=replace(joint, steps=3))
     with pytest.raises(ValueError, match="dense-seed0: expected a run with joint"):
         compare(make_cells(other, tmp_path, ["reinforce"], [0.8], [0]), static_mask_images=0, progress_bar=False)
+
+
+@pytest.mark.parametrize("joint", [None, JointConfig(rounds=1, steps=2, batch_size=16, augmentation="none")])
+def test_a_net_that_merges_tokens_is_held_against_one_that_does_not(tmp_path: Path, joint: JointConfig | None) -> None:
+    base = replace(BASE, env={**TINY, "backbone": MERGING}, joint=joint, total_timesteps=16 * (DEPTH - 1) * 4)
+    found = compare(make_cells(base, tmp_path, ["a2c"], [0.7], [0]), static_mask_images=0, progress_bar=False)[0]
+    merging, test = load_backbone(MERGING), load_dataset("tiny-digits", "test")
+    original = load_backbone("tiny-vit4")
+    share = merging.macs.total / original.macs.total
+    assert 0.7 < share == found["dense"]["macs_fraction"] < 0.95
+    assert found["net"]["macs_fraction"] == pytest.approx(0.7, abs=0.05)
+    accuracy = (original(test.images).argmax(1) == test.labels).float().mean().item()
+    assert found["references"]["original dense"]["accuracy"] == pytest.approx(accuracy)
+    assert {row["macs_fraction"] for row in found["references"].values()} == {1.0}
+    assert ("tuned dense" in found["references"]) == (joint is not None)
 
 
 def test_the_table_has_means_and_intervals() -> None:

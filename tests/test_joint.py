@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toys import DEPTH, TINY, tiny_core
+from toys import DEPTH, MERGING, TINY, tiny_core
 
 from vitskip.agents import DynamicViT, Policy, train
 from vitskip.agents.budget import calibrate, macs_fraction
@@ -77,6 +77,11 @@ def test_the_teacher_stays_as_it_was() -> None:
     joint = JointTraining(core, lambda: Policy("mask", core.layout, keep=[True] * 4), JOINT, progress_bar=False)
     joint.train_backbone()
     assert same_weights(joint.tuner.teacher, load_backbone("tiny-vit4"))
+
+
+def test_a_net_that_merges_tokens_learns_from_the_one_that_does_not(tmp_path: Path) -> None:
+    merging, dataset = load_backbone(MERGING), load_dataset("tiny-digits", "train")
+    assert same_weights(BackboneTuner(merging, dataset, JOINT).teacher, load_backbone("tiny-vit4"))
 
 
 def test_the_dense_twin_gets_the_same_batches_and_steps(tmp_path: Path) -> None:

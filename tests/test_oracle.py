@@ -34,7 +34,7 @@ def codebook() -> Codebook:
 def book(prediction: NDArray[np.int64], labels: NDArray[np.int64]) -> Codebook:
     keep_mask = np.tri(4, dtype=bool)
     difficulty = np.linspace(0, 1, len(labels))
-    return Codebook(keep_mask, np.array([10, 20, 40, 80]), prediction, labels, difficulty)
+    return Codebook(keep_mask, np.array([10, 20, 40, 80]), 80, prediction, labels, difficulty)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

@@ -8,10 +8,13 @@ import pytest
 import torch
 from nets import make_net
 from rich.console import Console
+from toys import MERGING
 
 from vitskip.agents import DynamicViT
-from vitskip.backbone import ViT, load_dataset
-from vitskip.eval import benchmark
+from vitskip.agents.dynamic_vit import Trace
+from vitskip.backbone import ViT, load_backbone, load_dataset
+from vitskip.backbone.token_merging import TokenMergingViT
+from vitskip.eval import benchmark, throughput
 from vitskip.eval.tables import benchmark_table
 from vitskip.eval.throughput import Benchmark, Timing
 
@@ -59,6 +62,15 @@ def test_a_static_mask_has_its_own_macs_fraction() -> None:
     macs = net.backbone.macs
     kept = sum(unit for unit, keep in zip(macs.units("block"), net.policy.rule.arguments["keep"], strict=True) if keep)
     assert timing.macs_fraction == pytest.approx((macs.stem + macs.head + kept) / macs.total)
+
+
+def test_a_net_that_merges_tokens_stands_beside_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, times = make_net("mask", backbone=load_backbone(MERGING)), []
+    monkeypatch.setattr(throughput, "_time", lambda run, images: (times.append(run), run(images), 1.0)[-1])
+    (timing,) = benchmark(net, load_dataset("tiny-digits", "test").images, batch_sizes=(4,), seconds=0.0).timings
+    assert isinstance(net.backbone, TokenMergingViT) and isinstance(net.last_trace, Trace)
+    assert times == [net.backbone.vit, net] * 12
+    assert timing.macs_fraction == pytest.approx(net.last_trace.macs[0].item() / net.backbone.vit.macs.total)
 
 
 def test_medians_ratios_and_quartiles_by_hand() -> None:

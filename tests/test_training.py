@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toys import DEPTH, TINY
+from toys import DEPTH, MERGING, TINY
 
 from vitskip.agents import DynamicViT, train
 from vitskip.agents.callbacks import draw_skip_map
@@ -150,6 +150,7 @@ def test_the_seed_decides_everything(result: TrainResult, tmp_path: Path) -> Non
         ({"total_timesteps": 0}, "total_timesteps: expected at least 1, got 0"),
         ({"algorithm": "dqn", "upfront": 1}, r"upfront: expected an algorithm that can .*\(.*ppo.*\), got dqn"),
         ({"upfront": 4}, r"look_after: expected 1\.\.3 blocks, got 4"),
+        ({"env": {**TINY, "backbone": MERGING}, "budget": 0.99}, "budget: expected at most 0.894, .*spends, got 0.99"),
         ({"upfront": -1}, r"look_after: expected 1\.\.3 blocks, got -1"),
     ],
 )

@@ -16,6 +16,7 @@ from vitskip.envs import EnvConfig, SkipCore
 DEPTH = 4  # blocks of the tiny ViT
 SIZE = 64  # images in each split of the tiny data set
 TINY: dict[str, Any] = {"backbone": "tiny-vit4", "dataset": "tiny-digits"}
+MERGING = "tome:1:tiny-vit4"  # of its 5 tokens
 
 
 def tiny_vit4() -> ViT:
