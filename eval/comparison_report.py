@@ -24,7 +24,7 @@ def accuracy_table(evaluations: Evaluations) -> Table:
     seeds = {evaluation["seed"] for evaluation in evaluations}
     full = "; ".join(f"{name} {100 * accuracy:.2f}" for name, accuracy in _full_networks(evaluations).items())
     table = Table(
-        title=f"{', '.join(regimes)}: test accuracy [%] at a share of the dense compute; {full}; {len(seeds)} seed{"s" * (len(seeds) > 1)}",
+        title=f"{', '.join(regimes)}: test accuracy [%] at a share of the dense compute; {full}; {len(seeds)} seed(s)",
         caption="= not half a point worse than any of the full networks; > better than every rival (95%, paired)",
     )
     for heading in ("network", *(f"{100 * budget:.0f}%" for budget in budgets), "hypervolume", "paths", "bits"):

@@ -138,7 +138,7 @@ def test_the_table_has_means_and_intervals() -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(accuracy_table(evaluations))
     lines = console.export_text().splitlines()
-    assert "dense 90.00; 2 seeds" in " ".join(" ".join(lines[:3]).split())
+    assert "dense 90.00; 2 seed(s)" in " ".join(" ".join(lines[:3]).split())
     ppo = next(line for line in lines if " ppo " in line)
     assert "75.00 [70.00, 80.00] │" in ppo and "85.00 => │" in ppo  # at 30% the second seed is behind
     assert "0.425" in ppo  # 0.85 from half of the compute on
