@@ -13,7 +13,7 @@ import tyro
 from numpy.typing import NDArray
 
 from ..agents.dynamic_vit import DynamicViT
-from ..agents.run_directory import read
+from ..agents.run_directory import Run, read
 from ..backbone import Backbone, Dataset, load_backbone, load_dataset
 from ..backbone.backbones import unmerged_name
 from .measurement import measure
@@ -41,11 +41,14 @@ def ship(
     record = {"train": train, "seconds": source.record["seconds"], "trained_with": source.record["versions"]}
     record |= {key: source.record[key] for key in ("distilled_from", "distill") if key in source.record}
     net.save(out, backbone_name=source.backbone, record=record, dtype=torch.float16)
-    began_with = unmerged_name(source.backbone)
-    another = began_with != source.backbone or source.record["train"].get("joint")
-    original = load_backbone(began_with) if another else None
-    record["test"] = results_on(DynamicViT.load(out), test, budgets, original)
+    record["test"] = results_on(DynamicViT.load(out), test, budgets, original_of(source))
     net.save(out, backbone_name=source.backbone, record=record, dtype=torch.float16)
+
+
+def original_of(run: Run) -> Backbone | None:
+    """The dense network that joint training, or merging of tokens, began with; None if it is the run's own."""
+    name = unmerged_name(run.backbone)
+    return load_backbone(name) if name != run.backbone or run.record["train"].get("joint") else None
 
 
 def results_on(

@@ -12,8 +12,8 @@ from toys import DEPTH, TINY
 from vitskip.agents import DynamicViT, run_directory, train
 from vitskip.agents.run_directory import SHIPPED, read, shipped_runs
 from vitskip.agents.training import TrainConfig
-from vitskip.backbone import load_backbone, load_dataset
-from vitskip.eval.ship import results_on, ship
+from vitskip.backbone import load_dataset
+from vitskip.eval.ship import original_of, results_on, ship
 
 IMAGES = Path(__file__).parents[2] / "shared" / "data"
 NOT_BUDGETS = {"dense", "original", "net"}
@@ -69,7 +69,8 @@ def test_every_shipped_agent_is_small_and_runs(name: str) -> None:
 @EVERY_SHIPPED
 def test_every_shipped_agent_is_as_good_as_it_says(name: str, tmp_path: Path) -> None:
     """On the whole test part; a decision may tip on another machine."""
-    record = read(Path(name)).record
+    run = read(Path(name))
+    record = run.record
     dataset = record["train"]["env"]["dataset"]
     if not (IMAGES / dataset).is_dir():
         pytest.skip(f"needs the images of {IMAGES / dataset}")
@@ -77,8 +78,7 @@ def test_every_shipped_agent_is_as_good_as_it_says(name: str, tmp_path: Path) ->
     test = load_dataset(dataset, "test", str(tmp_path))
     budgets = tuple(sorted(float(budget) for budget in set(record["test"]) - NOT_BUDGETS))
     net = DynamicViT.load(name)
-    original = load_backbone(read(Path(name)).backbone) if "original" in record["test"] else None
-    found = results_on(net, test, budgets, original)
+    found = results_on(net, test, budgets, original_of(run))
     assert json.loads(json.dumps(found)).keys() == record["test"].keys()
     for budget, expected in record["test"].items():
         assert found[budget]["accuracy"] == pytest.approx(expected["accuracy"], abs=1e-3)
