@@ -150,8 +150,7 @@ def _replay_buffer(agent: OffPolicyAlgorithm) -> ReplayBuffer:
 def _fill(buffer: ReplayBuffer, kept: Mapping[str, Tensor], position: int) -> None:
     for name, values in kept.items():
         getattr(buffer, name)[: len(values)] = values.numpy()
-        buffer.full = len(values) == buffer.buffer_size
-    buffer.pos = position
+    buffer.pos, buffer.full = position, len(kept["rewards"]) == buffer.buffer_size
 
 
 def _get_random(agent: BaseAlgorithm) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -59,7 +59,7 @@ class SkipEnv(gym.Env[NDArray[Any], np.int64], EzPickle):
     * v0: first version.
     """
 
-    metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 2}  # noqa: RUF012 (Gymnasium's own declaration)
+    metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 2}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(self, *, render_mode: str | None = None, **arguments: Unpack[EnvArguments]) -> None:
         EzPickle.__init__(self, render_mode=render_mode, **arguments)

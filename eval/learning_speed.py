@@ -212,7 +212,7 @@ def main(
     algorithms: tuple[str, ...] = ("a2c", "ppo", "reinforce"),
     num_envs: int = 256,
     total_timesteps: int = 2_000_000,
-    env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = EnvConfig(prefix_cache=1500.0),  # noqa: B008 (frozen)
+    env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = EnvConfig(prefix_cache=1500.0),  # noqa: B008 - frozen
     goal: float = 0.89,
     seed: int = 0,
     json: Path | None = None,

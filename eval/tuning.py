@@ -39,7 +39,7 @@ def main(
     budget: float = 0.4,
     seeds: tuple[int, ...] = (0,),
     total_timesteps: int = 400_000,
-    env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = EnvConfig(),  # noqa: B008 (frozen)
+    env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = EnvConfig(),  # noqa: B008 - frozen
     json: Path | None = None,
 ) -> None:
     """Train what is missing, and print validation accuracy by setting.
