@@ -17,7 +17,7 @@ from ..backbone.checkpoint import load_optimizer, optimizer_tensors, read_checkp
 from ..envs.core import SkipCore
 from ..envs.plan import PlanVecEnv
 from ..envs.sb3 import SkipVecEnv
-from .joint import BackboneTuner
+from .backbone_tuner import BackboneTuner
 
 EVERY_SECONDS = 60.0  # of wall time
 COUNTERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num", "exploration_rate")  # those that there are

@@ -18,12 +18,13 @@ from ..envs.core import SkipCore
 from ..envs.plan import PlanVecEnv
 from ..envs.sb3 import SkipVecEnv
 from .algorithms import ALGORITHMS, RESERVED, make_agent
+from .backbone_tuner import JointConfig
 from .budget import BudgetController, calibrate
 from .callbacks import Curriculum, SkipStatistics
 from .checkpoint import Checkpoint, Resumable
 from .dynamic_vit import DynamicViT
 from .extraction import extract_planner
-from .joint import JointConfig, JointTraining
+from .joint import JointTraining
 from .policy import Policy
 
 CALIBRATION_IMAGES = 2_000

@@ -12,9 +12,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..agents.backbone_tuner import JointConfig, tune_dense
 from ..agents.baselines import run_all
 from ..agents.dynamic_vit import DynamicViT
-from ..agents.joint import JointConfig, tune_dense
 from ..agents.run_directory import check_settings, versions, write_json
 from ..agents.training import TrainConfig, train
 from ..backbone import load_backbone, load_dataset

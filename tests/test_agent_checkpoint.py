@@ -10,7 +10,7 @@ from toys import DEPTH, TINY
 
 from vitskip.agents import checkpoint, train
 from vitskip.agents.algorithms import ALGORITHMS
-from vitskip.agents.joint import JointConfig
+from vitskip.agents.backbone_tuner import JointConfig
 from vitskip.agents.run_directory import read
 from vitskip.agents.training import TrainConfig
 from vitskip.backbone.weights import read_state_dict

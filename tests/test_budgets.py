@@ -14,8 +14,9 @@ from toys import DEPTH, TINY, tiny_core
 import vitskip  # noqa: F401 - registers the ids
 from vitskip import agent_cli
 from vitskip.agents import DynamicViT, Policy, train
+from vitskip.agents.backbone_tuner import JointConfig
 from vitskip.agents.budget import calibrate, macs_fraction
-from vitskip.agents.joint import JointConfig, JointTraining
+from vitskip.agents.joint import JointTraining
 from vitskip.agents.run_directory import read
 from vitskip.agents.training import TrainConfig
 from vitskip.backbone import load_backbone, load_dataset

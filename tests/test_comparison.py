@@ -13,7 +13,7 @@ from rich.console import Console
 from toys import DEPTH, MERGING, TINY
 
 from vitskip.agents import DynamicViT
-from vitskip.agents.joint import JointConfig
+from vitskip.agents.backbone_tuner import JointConfig
 from vitskip.agents.training import TrainConfig
 from vitskip.backbone import load_backbone, load_dataset
 from vitskip.eval import comparison

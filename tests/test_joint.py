@@ -10,9 +10,10 @@ import torch
 from toys import DEPTH, MERGING, TINY, tiny_core
 
 from vitskip.agents import DynamicViT, Policy, train
+from vitskip.agents.backbone_tuner import BackboneTuner, JointConfig, tune_dense
 from vitskip.agents.budget import calibrate, macs_fraction
 from vitskip.agents.callbacks import Curriculum
-from vitskip.agents.joint import BackboneTuner, JointConfig, JointTraining, tune_dense
+from vitskip.agents.joint import JointTraining
 from vitskip.agents.run_directory import read
 from vitskip.agents.training import TrainConfig
 from vitskip.backbone import load_backbone, load_dataset

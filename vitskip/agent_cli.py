@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import tyro
 
 from vitskip.agents import DynamicViT
+from vitskip.agents.backbone_tuner import JointConfig
 from vitskip.agents.budget import calibrate, macs_fraction
 from vitskip.agents.distillation import DistillConfig
 from vitskip.agents.distillation import distill as distill_agent
-from vitskip.agents.joint import JointConfig
 from vitskip.agents.run_directory import read
 from vitskip.agents.training import CALIBRATION_IMAGES, TrainConfig
 from vitskip.agents.training import train as train_agent
