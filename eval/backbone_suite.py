@@ -30,7 +30,7 @@ LARGE_RECIPE = Recipe(
     epochs=200, batch_size=512, label_smoothing=0.1, augmentation="cifar-strong", precision="bfloat16", ema_decay=0.9995
 )
 SIZES = {"small": (SMALL, SMALL_RECIPE), "large": (LARGE, LARGE_RECIPE)}
-SHALLOW = (4, 3, 6, 8)
+SHALLOW = (4, 3, 2, 6, 8)
 
 
 def suite(size: Literal["small", "large"]) -> dict[str, tuple[dict[str, Any], Recipe]]:
@@ -114,7 +114,7 @@ def _frontiers(cards: dict[str, dict[str, Any]]) -> dict[str, list[Point]]:
     }
     plain = [card for name, card in cards.items() if name.endswith("-plain")]
     if plain:
-        points["plain nets of 3 to 12 blocks"] = [
+        points["plain nets of 2 to 12 blocks"] = [
             (card["macs"] / tolerant["macs"], card["test"]["full_accuracy"]) for card in plain
         ]
     return points
