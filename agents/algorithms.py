@@ -134,12 +134,12 @@ ALGORITHMS.register(
         plans=True,
     ),
 )
-ALGORITHMS.register("gumbel", Algorithm(Gumbel, 256, {"learning_rate": 2e-3}))
+ALGORITHMS.register("gumbel", Algorithm(Gumbel, 256, {"learning_rate": 5e-4}))
 ALGORITHMS.register("router", Algorithm(Router, 256, {"learning_rate": 2e-3}))
-_DYNAVIT = Algorithm(DynaViT, 128, {"learning_rate": 1e-3}, policy_kwargs={}, extract=extract_per_unit, env=_PUBLISHED)
+_DYNAVIT = Algorithm(DynaViT, 128, {"learning_rate": 1e-2}, policy_kwargs={}, extract=extract_per_unit, env=_PUBLISHED)
 ALGORITHMS.register("dynavit", _DYNAVIT)
 ALGORITHMS.register(
-    "dynavit-repaired", replace(_DYNAVIT, hyperparameters={"learning_rate": 1e-3, "normalize_depth": False})
+    "dynavit-repaired", replace(_DYNAVIT, hyperparameters={**_DYNAVIT.hyperparameters, "normalize_depth": False})
 )
 
 

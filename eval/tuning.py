@@ -36,7 +36,7 @@ def settings_of(name: str) -> list[dict[str, Any]]:
 def main(
     out: tyro.conf.Positional[Path] = Path("runs/tuning"),
     algorithms: tuple[str, ...] = (),
-    budget: float = 0.4,
+    budget: float = 0.3,
     seeds: tuple[int, ...] = (0,),
     total_timesteps: int = 400_000,
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = EnvConfig(),  # noqa: B008 - frozen
