@@ -16,10 +16,11 @@ from ..backbone import Backbone, Dataset
 from ..backbone.batches import Batches
 from ..backbone.checkpoint import load_optimizer, optimizer_tensors, read_checkpoint, write_checkpoint
 from ..backbone.masked import run_masked
-from ..backbone.pretrain import make_batches, make_optimizer
+from ..backbone.optimizers import make_optimizer
+from ..backbone.pretrain import make_batches
 from ..backbone.processes import Processes
 from ..backbone.protocol import ActionUnit
-from ..backbone.recipe import Recipe
+from ..backbone.recipe import OptimizerName, Precision, Recipe
 from ..backbone.token_merging import unmerged
 
 
@@ -31,12 +32,14 @@ class JointConfig:
         rounds: of the ViT; the agent learns before each and after the last.
         steps: optimiser steps of a round; an epoch where 0.
         batch_size: images per step.
-        learning_rate: peak of AdamW's in a round; linear warm-up, then cosine to zero.
+        optimizer: "adamw" or "muon", as in `Recipe`.
+        learning_rate: its peak in a round; linear warm-up, then cosine to zero.
         label_smoothing: of the cross-entropy.
         label_weight: of the cross-entropy; the divergence from the original full net's belief has weight 1.
         augmentation: name of a preset in `AUGMENTATIONS`.
         averaged_rounds: last rounds whose final weights are averaged (stochastic weight averaging, Izmailov et al.,
             2018); 1 takes the last one's as they are.
+        precision: "bfloat16" descends under autocast; the agent's paths are drawn in float32.
 
     Raises:
         ValueError: for a value outside its range.
@@ -45,11 +48,13 @@ class JointConfig:
     rounds: int = 4
     steps: int = 0
     batch_size: int = 128
+    optimizer: OptimizerName = "adamw"
     learning_rate: float = 3e-4
     label_smoothing: float = 0.1
     label_weight: float = 0.5
     augmentation: str = "digits"
     averaged_rounds: int = 1
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.steps < 0:
@@ -65,11 +70,13 @@ class JointConfig:
         return Recipe(
             epochs=1,
             batch_size=self.batch_size,
+            optimizer=self.optimizer,
             learning_rate=self.learning_rate,
             weight_decay=0.05,
             label_smoothing=self.label_smoothing,
             skip="none",
             augmentation=self.augmentation,
+            precision=self.precision,
             seed=seed,
         )
 
@@ -156,9 +163,10 @@ class BackboneTuner:
             self.backbone.load_state_dict(self.average.module.state_dict())
 
     def _descend(self, images: Tensor, targets: Tensor, keep_mask: Tensor) -> Tensor:
-        with torch.no_grad():
-            belief = self.teacher(images).float().log_softmax(1)
-        logits = run_masked(self.backbone, images, keep_mask.cpu(), self.action_unit).float()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            with torch.no_grad():
+                belief = self.teacher(images).float().log_softmax(1)
+            logits = run_masked(self.backbone, images, keep_mask.cpu(), self.action_unit).float()
         label_loss = F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
         divergence = F.kl_div(logits.log_softmax(1), belief, reduction="batchmean", log_target=True)
         loss = self.config.label_weight * label_loss + divergence

@@ -22,7 +22,7 @@ class TrainingState:
 
     Attributes:
         vit: the network.
-        optimizer: AdamW over its parameters.
+        optimizer: over its parameters.
         average: exponential moving average of the parameters, in their order.
         step: optimiser steps taken.
         seconds: wall time spent.

@@ -8,7 +8,7 @@ distillation, Yu and Huang, 2019).
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .augment import AUGMENTATIONS
 from .batches import Batch, Batches
 from .checkpoint import TrainingState
 from .datasets import Dataset
+from .optimizers import make_optimizer, module_blocks
 from .paths import Paths, path_losses, units_of_block_0
 from .processes import Processes, processes
 from .protocol import ActionUnit, Backbone, num_units
@@ -139,10 +140,7 @@ def make_paths(vit: Backbone, recipe: Recipe, here: Processes) -> Callable[..., 
     Blocks are compiled, not the whole: how many rows run a block changes from step to step.
     """
     if recipe.compile:
-        blocks: Iterable[nn.Module] | None = getattr(vit, "blocks", None)
-        if blocks is None:
-            raise ValueError(f"compile: expected a backbone with its modules as `blocks`, got {type(vit).__name__}")
-        for block in blocks:
+        for block in module_blocks(vit):
             block.compile(dynamic=True)
     paths: Callable[..., Any] = Paths(vit, recipe.skip)
     if here.count > 1:
@@ -197,12 +195,3 @@ def make_batches(vit: Backbone, train: Dataset, recipe: Recipe, here: Processes)
         full_share=recipe.full_share if recipe.skip != "none" else 1.0,
         seed=recipe.seed,
     )
-
-
-def make_optimizer(vit: Backbone, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW; only matrices and convolutions decay."""
-    parameters = list(vit.parameters())
-    matrices = [p for p in parameters if p.ndim in (2, 4)]
-    others = [p for p in parameters if p.ndim not in (2, 4)]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.99), fused=True)

@@ -9,6 +9,7 @@ from .registry import unknown_name
 
 Skip = Literal["none", "block", "half"]
 Precision = Literal["float32", "bfloat16"]
+OptimizerName = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Recipe:
     Attributes:
         epochs: passes over the images.
         batch_size: images per step, of all processes together.
-        learning_rate: peak of AdamW's; linear warm-up, then cosine to zero.
+        optimizer: "adamw", or "muon" for the matrices of the blocks (Jordan et al., 2024) beside AdamW for the rest.
+        learning_rate: its peak; linear warm-up, then cosine to zero.
         warmup: share of the steps.
         weight_decay: on matrices and convolutions only.
         label_smoothing: of the cross-entropy.
@@ -38,6 +40,7 @@ class Recipe:
 
     epochs: int = 12
     batch_size: int = 128
+    optimizer: OptimizerName = "adamw"
     learning_rate: float = 2e-3
     warmup: float = 0.1
     weight_decay: float = 0.05
@@ -53,7 +56,12 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choices = {"skip": get_args(Skip), "precision": get_args(Precision), "augmentation": tuple(AUGMENTATIONS)}
+        choices = {
+            "optimizer": get_args(OptimizerName),
+            "skip": get_args(Skip),
+            "precision": get_args(Precision),
+            "augmentation": tuple(AUGMENTATIONS),
+        }
         for name, valid in choices.items():
             if getattr(self, name) not in valid:
                 raise unknown_name(name, getattr(self, name), valid)

@@ -23,9 +23,17 @@ from ..backbone.recipe import Recipe
 from .figures import Point, draw_accuracy_over_compute
 from .pretraining import pretrain_and_measure
 
-SMALL = {"embed_dim": 128, "num_heads": 4, "mlp_ratio": 2.0, "patch_size": 8, "stem": "conv"}  # for two CPU cores
+SMALL = {"embed_dim": 96, "num_heads": 3, "mlp_ratio": 2.0, "patch_size": 4, "stem": "conv"}  # for two CPU cores
 LARGE = {"embed_dim": 192, "num_heads": 6, "mlp_ratio": 4.0, "patch_size": 4, "stem": "conv"}  # for a GPU
-SMALL_RECIPE = Recipe(epochs=40, label_smoothing=0.1, full_share=0.5, augmentation="cifar")
+SMALL_RECIPE = Recipe(
+    epochs=24,
+    optimizer="muon",
+    learning_rate=3e-3,
+    label_smoothing=0.1,
+    full_share=0.5,
+    augmentation="cifar",
+    precision="bfloat16",
+)
 LARGE_RECIPE = Recipe(
     epochs=200, batch_size=512, label_smoothing=0.1, augmentation="cifar-strong", precision="bfloat16", ema_decay=0.9995
 )

@@ -53,11 +53,12 @@ def test_joint_training_changes_a_copy_and_saves_it(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in result.net.backbone.parameters())
 
 
-def test_the_vit_learns_on_the_agents_paths() -> None:
+@pytest.mark.parametrize("settings", [{}, {"precision": "bfloat16"}, {"optimizer": "muon"}])
+def test_the_vit_learns_on_the_agents_paths(settings: dict) -> None:
     """A gradient reaches exactly the blocks that the agent runs; the loss falls when a batch is seen again."""
     core = tiny_core(16)
     policy = Policy("mask", core.layout, keep=[True, False, True, False])
-    joint = JointTraining(core, lambda: policy, JOINT, progress_bar=False)
+    joint = JointTraining(core, lambda: policy, replace(JOINT, **settings), progress_bar=False)
     before = {name: tensor.clone() for name, tensor in core.backbone.state_dict().items()}
     for _ in range(8):
         joint.train_backbone()

@@ -18,7 +18,7 @@ from vitskip.backbone.datasets import Dataset
 from vitskip.backbone.masked import run_masked
 from vitskip.backbone.pretrain import LOG_EVERY, PretrainResult, make_paths, pretrain
 from vitskip.backbone.processes import Processes
-from vitskip.backbone.recipe import Recipe
+from vitskip.backbone.recipe import OptimizerName, Recipe
 from vitskip.backbone.vit import ViT
 
 RECIPE = Recipe(epochs=20, batch_size=32, learning_rate=1e-2, label_smoothing=0.0, ema_decay=0.9, augmentation="none")
@@ -94,11 +94,12 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("kills", [(1,), (1, 2)])
+@pytest.mark.parametrize(("kills", "optimizer"), [((1,), "adamw"), ((1, 2), "adamw"), ((1, 2), "muon")])
 def test_a_run_that_was_killed_ends_with_the_same_weights(
-    toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: tuple[int, ...]
+    toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: tuple[int, ...], optimizer: OptimizerName
 ) -> None:
-    straight, whole = train(toy, LONG)
+    recipe = replace(LONG, optimizer=optimizer)
+    straight, whole = train(toy, recipe)
     save = checkpoint.TrainingState.save
     saved = 0
 
@@ -112,12 +113,12 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(
     monkeypatch.setattr(checkpoint.TrainingState, "save", save_and_die)
     for _ in kills:
         with pytest.raises(Killed):
-            train(toy, LONG, folder=tmp_path, checkpoint_seconds=0.0)
-    resumed, result = train(toy, LONG, folder=tmp_path, checkpoint_seconds=0.0)
+            train(toy, recipe, folder=tmp_path, checkpoint_seconds=0.0)
+    resumed, result = train(toy, recipe, folder=tmp_path, checkpoint_seconds=0.0)
     assert saved == 5  # after 50, 100, 150, 200 and 206 steps
     assert same(straight, resumed)
     assert result.curve == whole.curve
-    again, _ = train(toy, LONG, folder=tmp_path)  # a finished run is only read
+    again, _ = train(toy, recipe, folder=tmp_path)  # a finished run is only read
     assert same(again, resumed)
     assert saved == 5
 
@@ -174,7 +175,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(toy: Dataset) -> None:
 
 def test_compiling_needs_to_know_the_blocks(unchecked: None) -> None:
     alone = Processes(0, 1, torch.device("cpu"))
-    with pytest.raises(ValueError, match="compile: expected a backbone with its modules as `blocks`, got Identity"):
+    with pytest.raises(ValueError, match="vit: expected a backbone with its modules as `blocks`, got Identity"):
         make_paths(torch.nn.Identity(), replace(RECIPE, compile=True), alone)
 
 

@@ -29,6 +29,23 @@ def test_every_piece_changes_every_row_and_not_its_input(tiny_vit: ViT, tiny_ima
     assert (torch.pdist(torch.stack(outputs).flatten(1)) > 0.1).all()  # no two half-blocks are the same
 
 
+def test_branches_begin_small_in_deep_nets() -> None:
+    spread = {}
+    for depth in (2, 8):
+        torch.manual_seed(0)
+        vit = ViT(embed_dim=64, depth=depth, num_heads=2)
+        spread[depth] = {name: p.std().item() for name, p in vit.blocks[0].named_parameters() if p.ndim == 2}
+    for name in ("attention.projection.weight", "mlp.contract.weight"):
+        assert spread[2][name] == pytest.approx(2 * spread[8][name], rel=0.05)
+    assert spread[2]["mlp.expand.weight"] == pytest.approx(spread[8]["mlp.expand.weight"], rel=0.05)
+
+
+def test_bfloat16_on_a_cpu_is_close_to_float32(tiny_vit: ViT, tiny_images: Tensor) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = tiny_vit(tiny_images)
+    torch.testing.assert_close(logits.float(), tiny_vit(tiny_images), rtol=0.05, atol=0.05)
+
+
 def test_attention_mixes_tokens_and_mlp_does_not(tiny_vit: ViT, tiny_images: Tensor) -> None:
     tokens = tiny_vit.embed(tiny_images)
     changed = tokens.clone()
