@@ -6,7 +6,7 @@ python -m vitskip.eval.training_speed [--size small] [--device cuda] [--json PAT
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from ..backbone.backbones import build_backbone
 from ..backbone.pretrain import begin, make_batches, make_paths, training_step
 from ..backbone.processes import Processes
 from ..backbone.recipe import Recipe
-from .backbone_suite import SIZES
+from .backbone_suite import SIZES, Size
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {"precision": "float32"},
@@ -53,7 +53,7 @@ class Contestant:
 
 
 def main(
-    size: Literal["small", "large"] = "small",
+    size: Size = "small",
     variants: tuple[str, ...] = tuple(VARIANTS),
     device: str = "cpu",
     json: Path | None = None,

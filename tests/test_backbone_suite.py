@@ -25,7 +25,7 @@ def tiny_suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("size", ["tiny", "small", "large"])
 def test_rivals_differ_in_depth_and_skipping_only(size: str) -> None:
     nets = backbone_suite.suite(size)
     architecture, recipe = nets["vit12"]
