@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from .augment import AUGMENTATIONS
 from .registry import unknown_name
 
-Skip = Literal["none", "block", "half"]
+Skip = Literal["none", "block", "half", "tail"]
 Precision = Literal["float32", "bfloat16"]
 OptimizerName = Literal["adamw", "muon"]
 
@@ -26,8 +26,9 @@ class Recipe:
         label_smoothing: of the cross-entropy.
         clip_norm: largest norm of the gradient.
         ema_decay: of the averaged weights, which are the result.
-        skip: what is skipped in training: "block", "half" (attention and MLP apart) or "none" (a plain net).
-        full_share: share of the images whose full path is trained as well, in (0, 1].
+        skip: what is skipped in training: at random "block" or "half" (attention and MLP apart), "tail" (what follows
+            the first k blocks, for all k at once) or "none" (a plain net).
+        full_share: share of the images whose full path is trained as well, in (0, 1]; 1 with "tail".
         distillation: weight in [0, 1] of the full path's belief in the target of the skipped one, where there is one.
         augmentation: name of a preset in `AUGMENTATIONS`.
         precision: "bfloat16" computes under autocast.
@@ -75,7 +76,7 @@ class Recipe:
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "clip_norm": self.clip_norm > 0,
             "ema_decay": 0 <= self.ema_decay < 1,
-            "full_share": 0 < self.full_share <= 1,
+            "full_share": 0 < self.full_share <= 1 and (self.skip != "tail" or self.full_share == 1),
             "distillation": 0 <= self.distillation <= 1,
         }
         for name, inside in ranges.items():

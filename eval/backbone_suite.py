@@ -1,4 +1,4 @@
-"""The CIFAR backbones: the skip-tolerant net, its plain twin, and the shallow nets that a user would pick instead.
+"""The CIFAR backbones: the skip-tolerant nets, their plain twin, and the shallow nets that a user would pick instead.
 
 python -m vitskip.eval.backbone_suite cifar10 --data-root FOLDER [--only NAME ...] [--device cuda]
 
@@ -43,8 +43,9 @@ SHALLOW = (4, 3, 2, 6, 8)
 def suite(size: Size) -> dict[str, tuple[dict[str, Any], Recipe]]:
     """Architectures and recipes by name, the most important ones first; all get the same number of epochs."""
     architecture, recipe = SIZES[size]
-    plain = replace(recipe, skip="none")
-    nets = {"vit12": ({**architecture, "depth": 12}, recipe), "vit12-plain": ({**architecture, "depth": 12}, plain)}
+    plain, deep = replace(recipe, skip="none"), {**architecture, "depth": 12}
+    nested = replace(recipe, skip="tail", full_share=1.0)
+    nets = {"vit12": (deep, recipe), "vit12-nested": (deep, nested), "vit12-plain": (deep, plain)}
     return nets | {f"vit{depth}-plain": ({**architecture, "depth": depth}, plain) for depth in SHALLOW}
 
 

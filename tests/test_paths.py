@@ -1,4 +1,4 @@
-"""The losses of a step: what the full path teaches the skipped one, and that both are the network's own paths."""
+"""The losses of a step: what the full path teaches the skipped ones, and that all are the network's own paths."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ ROWS = torch.arange(5)
 
 def losses(full: Tensor, skipped: Tensor, targets: Tensor, rows: Tensor = ROWS, **changes: float) -> list[float]:
     settings = {"label_smoothing": 0.0, "distillation": 0.0} | changes
-    return [loss.item() for loss in path_losses(full, skipped, targets, rows, **settings)]
+    return [loss.item() for loss in path_losses(full, skipped.unsqueeze(1), targets, rows, **settings)]
 
 
 @pytest.fixture
@@ -31,10 +31,15 @@ def test_the_paths_are_the_networks(tiny_vit: ViT, tiny_images: Tensor) -> None:
         keep_mask[:, : units // 4] = True
         full, skipped = Paths(tiny_vit, skip)(images, keep_mask, rows)
         torch.testing.assert_close(full, tiny_vit(images)[rows])
-        torch.testing.assert_close(skipped, run_masked(tiny_vit, images, keep_mask, skip))
+        torch.testing.assert_close(skipped, run_masked(tiny_vit, images, keep_mask, skip).unsqueeze(1))
     full, skipped = Paths(tiny_vit, "none")(images, keep_mask, torch.arange(len(images)))
     torch.testing.assert_close(full, tiny_vit(images))
     assert skipped is None
+    full, skipped = Paths(tiny_vit, "tail")(images, keep_mask, torch.arange(len(images)))
+    torch.testing.assert_close(full, tiny_vit(images))
+    for k in range(1, tiny_vit.depth):
+        first_k = (torch.arange(tiny_vit.depth) < k).expand(len(images), -1)
+        torch.testing.assert_close(skipped[:, k - 1], run_masked(tiny_vit, images, first_k))
 
 
 def test_without_distillation_both_are_cross_entropies(logits: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -64,5 +69,13 @@ def test_only_rows_with_a_full_path_are_taught(logits: tuple[Tensor, Tensor, Ten
 
 def test_the_teacher_is_not_taught(logits: tuple[Tensor, Tensor, Tensor]) -> None:
     full, skipped, targets = logits[0].requires_grad_(), logits[1], logits[2]
-    _, skipped_loss = path_losses(full, skipped, targets, ROWS, label_smoothing=0.0, distillation=1.0)
+    _, skipped_loss = path_losses(full, skipped.unsqueeze(1), targets, ROWS, label_smoothing=0.0, distillation=1.0)
     assert not skipped_loss.requires_grad
+
+
+def test_several_skipped_paths_weigh_as_much_as_one(logits: tuple[Tensor, Tensor, Tensor]) -> None:
+    full, skipped, targets = logits
+    others = torch.stack([skipped, full, skipped.flip(1)], 1)
+    _, together = path_losses(full, others, targets, ROWS, label_smoothing=0.1, distillation=0.5)
+    apart = [losses(full, one, targets, label_smoothing=0.1, distillation=0.5)[1] for one in others.unbind(1)]
+    assert together.item() == pytest.approx(sum(apart) / 3)

@@ -72,6 +72,16 @@ def test_a_short_run_learns_at_every_depth(toy: Dataset, skip: str, full_share: 
     assert not vit.training
 
 
+def test_with_tails_skipped_every_prefix_learns(toy: Dataset) -> None:
+    vit, _ = train(toy, replace(RECIPE, skip="tail"))
+    untrained = make_vit()
+    for k in (1, 2, 3):
+        mask = (torch.arange(3) < k).expand(64, 3)
+        assert loss_of(vit, toy, mask) < 0.5 * loss_of(untrained, toy, mask)
+    with pytest.raises(ValueError, match="full_share: expected a value in its range"):
+        replace(RECIPE, skip="tail", full_share=0.5)
+
+
 def test_a_plain_net_is_trained_on_its_full_path_only(toy: Dataset) -> None:
     vit, result = train(toy, replace(RECIPE, skip="none"))
     assert loss_of(vit, toy, torch.ones(64, 3, dtype=torch.bool)) < 0.6
