@@ -8,6 +8,7 @@ from torch import nn
 
 from .protocol import Backbone
 from .recipe import Recipe
+from .token_merging import unmerged
 
 
 class OptimizerGroup(torch.optim.Optimizer):
@@ -64,12 +65,12 @@ def _adamw(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
 
 
 def module_blocks(vit: Backbone) -> Iterable[nn.Module]:
-    """The blocks of a backbone that has them as modules.
+    """The blocks of a backbone that has them as modules, or of the one that it merges the tokens of.
 
     Raises:
         ValueError: if it does not.
     """
-    blocks: Iterable[nn.Module] | None = getattr(vit, "blocks", None)
+    blocks: Iterable[nn.Module] | None = getattr(unmerged(vit), "blocks", None)
     if blocks is None:
         raise ValueError(f"vit: expected a backbone with its modules as `blocks`, got {type(vit).__name__}")
     return blocks

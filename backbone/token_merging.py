@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .macs import Macs, vit_macs
 from .protocol import Backbone
-from .vit import Attention, Block, ViT
+from .vit import Attention, Block, ViT, scaled_dot_product
 
 
 class TokenMergingViT(nn.Module):
@@ -157,7 +157,7 @@ def attend(
     qkv = attention.qkv(tokens).unflatten(2, (3, attention.num_heads, -1))
     query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, N, E]
     bias = None if sizes is None else sizes.log().transpose(1, 2)[:, None]  # [B, 1, 1, N]
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    mixed = scaled_dot_product(query, key, value, bias)
     return attention.projection(mixed.transpose(1, 2).flatten(2)), key.mean(1)
 
 

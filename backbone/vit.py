@@ -27,14 +27,16 @@ class Attention(nn.Module):
     def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))  # [B, N, 3, heads, D / heads]
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, N, D / heads]
-        mixed = _attend(query, key, value)
+        mixed = scaled_dot_product(query, key, value)
         return self.projection(mixed.transpose(1, 2).flatten(2))
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention of each head, [B, heads, N, E], with a bias [B, 1, 1, N] on the scores of the keys."""
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:  # where the fused kernel trains 6 times slower
-        return (query @ key.transpose(2, 3) * query.shape[3] ** -0.5).softmax(3) @ value
-    return F.scaled_dot_product_attention(query, key, value)
+        scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
+        return (scores if bias is None else scores + bias).softmax(3).to(value.dtype) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 
 class Mlp(nn.Module):

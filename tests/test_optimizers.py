@@ -9,6 +9,7 @@ import torch
 from vitskip.backbone.checkpoint import load_optimizer, optimizer_tensors
 from vitskip.backbone.optimizers import OptimizerGroup, make_optimizer
 from vitskip.backbone.recipe import Recipe
+from vitskip.backbone.token_merging import merge_in_stem
 from vitskip.backbone.vit import ViT
 
 MUON = Recipe(optimizer="muon", learning_rate=1e-2)
@@ -44,6 +45,8 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
     everything = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(everything) == sorted(id(p) for p in vit.parameters())
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.05, 0.0]
+    merging = make_optimizer(merge_in_stem(vit, 3), MUON)
+    assert [group["params"] for group in merging.param_groups] == [group["params"] for group in optimizer.param_groups]
 
 
 def test_several_optimizers_step_as_they_would_alone() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitskip.backbone.protocol import Backbone, num_units, resize, to_float_images, unit_runner
-from vitskip.backbone.vit import ViT
+from vitskip.backbone.vit import ViT, scaled_dot_product
 
 
 @pytest.mark.parametrize("action_unit", ["block", "half"])
@@ -44,6 +44,15 @@ def test_bfloat16_on_a_cpu_is_close_to_float32(tiny_vit: ViT, tiny_images: Tenso
     with torch.autocast("cpu", torch.bfloat16):
         logits = tiny_vit(tiny_images)
     torch.testing.assert_close(logits.float(), tiny_vit(tiny_images), rtol=0.05, atol=0.05)
+
+
+def test_bfloat16_scores_are_biased_as_in_float32() -> None:
+    query, key, value = torch.randn(3, 2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    bias = torch.randn(2, 1, 1, 5, generator=torch.Generator().manual_seed(1))
+    expected = scaled_dot_product(query, key, value, bias)
+    halves = scaled_dot_product(query.bfloat16(), key.bfloat16(), value.bfloat16(), bias)
+    torch.testing.assert_close(halves.float(), expected, rtol=0.05, atol=0.05)
+    assert not torch.allclose(expected, scaled_dot_product(query, key, value), atol=0.05)
 
 
 def test_attention_mixes_tokens_and_mlp_does_not(tiny_vit: ViT, tiny_images: Tensor) -> None:
