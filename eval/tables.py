@@ -66,9 +66,10 @@ def comparison_table(title: str, reference: Measurement, rows: Mapping[str, Meas
 
 
 def benchmark_table(result: Benchmark) -> Table:
-    """One line per batch size, then mean, geometric mean and worst."""
+    """One line per batch size, then mean, geometric mean and worst; a column for the speed-up of each rival."""
     table = Table(title="throughput, medians, dense and dynamic in turn on the same images")
-    for heading in ("batch", "dense [images/s]", "dynamic [images/s]", "speed-up", "quartiles", "ideal (MACs)"):
+    headings = ("batch", "dense [images/s]", "dynamic [images/s]", "speed-up", "quartiles", "ideal (MACs)")
+    for heading in (*headings, *result.timings[0].rivals):
         table.add_column(escape(heading), justify="right")
     for timing in result.timings:
         low, high = timing.spread
@@ -79,6 +80,7 @@ def benchmark_table(result: Benchmark) -> Table:
             f"{timing.speed_up:.2f}",
             f"{low:.2f} to {high:.2f}",
             f"{1 / timing.macs_fraction:.2f}",
+            *(f"{speed_up:.2f}" for speed_up in timing.rival_speed_ups.values()),
         )
     summary = result.summary()
     table.add_section()

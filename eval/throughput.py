@@ -1,8 +1,8 @@
 """Dense against dynamic, timed alternately on real images."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..agents.dynamic_vit import DynamicViT
+from ..backbone import Backbone
 from ..backbone.token_merging import unmerged
 from .statistics import geometric_mean
 
@@ -27,12 +28,14 @@ class Timing:
         dense: wall time of each timed batch of the dense network [s].
         dynamic: of the dynamic network, on the same images, right after [s].
         macs_fraction: of the dynamic network on these images, policy included.
+        rivals: of other networks, by name, right after that [s].
     """
 
     batch_size: int
     dense: NDArray[np.float64]
     dynamic: NDArray[np.float64]
     macs_fraction: float
+    rivals: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def dense_throughput(self) -> float:
@@ -48,6 +51,11 @@ class Timing:
     def speed_up(self) -> float:
         """Ratio of the medians; above 1 the dynamic network is faster."""
         return float(np.median(self.dense) / np.median(self.dynamic))
+
+    @property
+    def rival_speed_ups(self) -> dict[str, float]:
+        """How many times as fast as the dense network each rival is, by name."""
+        return {name: float(np.median(self.dense) / np.median(times)) for name, times in self.rivals.items()}
 
     @property
     def spread(self) -> tuple[float, float]:
@@ -83,6 +91,7 @@ class Benchmark:
                 "timed_batches": len(timing.dense),
                 "dense_latency_ms": _percentiles(timing.dense),
                 "dynamic_latency_ms": _percentiles(timing.dynamic),
+                "rival_speed_ups": timing.rival_speed_ups,
             }
             for timing in self.timings
         ]
@@ -104,10 +113,11 @@ def benchmark(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     seconds: float = 2.0,
     seed: int = 0,
+    rivals: Mapping[str, Backbone] | None = None,
 ) -> Benchmark:
     """Time the full backbone and the dynamic network, batch by batch in turn.
 
-    Both run without gradients in eval mode on the same device-resident images, drawn anew for every batch. The first
+    All run without gradients in eval mode on the same device-resident images, drawn anew for every batch. The first
     quarter of the batches warms up and is not counted.
 
     Args:
@@ -116,6 +126,7 @@ def benchmark(
         batch_sizes: images in a batch.
         seconds: roughly, for each batch size; at least 12 batches are run.
         seed: of the choice of images.
+        rivals: static networks to time beside them, by name; they are moved to the device of `net`.
 
     Raises:
         ValueError: unless there is a batch size, and every one is at least 1.
@@ -125,9 +136,11 @@ def benchmark(
     device = next(net.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     resident = images.to(device)
+    networks = {name: network.to(device).eval() for name, network in (rivals or {}).items()}
     timings = []
     for batch_size in tqdm(sorted(batch_sizes), desc="benchmark", unit="size", leave=False, disable=None):
         dense, dynamic, fractions = [], [], []
+        others: dict[str, list[float]] = {name: [] for name in networks}
         stop = time.perf_counter() + seconds
         while time.perf_counter() < stop or len(dense) < 12:
             batch = resident[torch.randint(len(images), (batch_size,), generator=generator).to(device)]
@@ -135,9 +148,12 @@ def benchmark(
             dynamic.append(_time(net, batch))
             assert net.last_trace is not None
             fractions.append(float(net.last_trace.macs.double().mean()) / net.backbone.macs.dense)
+            for name, network in networks.items():
+                others[name].append(_time(network, batch))
         counted = slice(len(dense) // 4, None)
         pair = np.array(dense)[counted], np.array(dynamic)[counted]
-        timings.append(Timing(batch_size, *pair, float(np.mean(fractions[counted]))))
+        beside = {name: np.array(times)[counted] for name, times in others.items()}
+        timings.append(Timing(batch_size, *pair, float(np.mean(fractions[counted])), beside))
     return Benchmark(tuple(timings))
 
 

@@ -93,7 +93,7 @@ def finished(folder: Path) -> dict[str, Finished]:
         "evaluate": ["evaluate", "RUN", "--static-mask-images", "8", "--json", "evaluate.json"],
         "evaluate without masks": ["evaluate", "RUN", *NO_MASKS],
         "evaluate beside others": ["evaluate", "RUN", "--rival", "tiny-vit4", "tiny-vit4", *NO_MASKS],
-        "benchmark": ["benchmark", "RUN", *sizes, "--json", "benchmark.json"],
+        "benchmark": ["benchmark", "RUN", *sizes, "--rival", "tiny-vit4", "--json", "benchmark.json"],
         "pretrain": ["pretrain", "--out", "small", *small, "--json", "pretrain.json"],
         "fine-tune": ["pretrain", "--out", "tuned", "--start", "small", *small[-4:], "--skip", "half"],
         "depth of a folder": ["depth", "--backbone", "tuned", "--dataset", "small-digits"],
@@ -159,7 +159,7 @@ def test_benchmark(finished: dict[str, Finished], folder: Path) -> None:
     summary = json.loads((folder / "benchmark.json").read_text())
     assert [row["batch_size"] for row in summary["sizes"]] == [1, 4]
     assert {"run", "device", "versions", "threads", "speed_up_geometric_mean", "speed_up_worst"} <= set(summary)
-    assert "dense [images/s]" in text and "geo. mean" in text
+    assert "dense [images/s]" in text and "geo. mean" in text and "tiny-vit4" in text
 
 
 def test_pretrain(finished: dict[str, Finished], folder: Path) -> None:

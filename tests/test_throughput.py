@@ -81,6 +81,26 @@ def test_medians_ratios_and_quartiles_by_hand() -> None:
     assert timing.spread == (2.0, 2.5)
 
 
+def test_rivals_see_the_same_images_and_stand_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, rival, calls = make_net("mask"), load_backbone("tiny-vit4").train(), []
+    monkeypatch.setattr(throughput, "_time", lambda run, images: (calls.append((run, images)), run(images), 1.0)[-1])
+    images = load_dataset("tiny-digits", "test").images
+    (timing,) = benchmark(net, images, batch_sizes=(4,), seconds=0.0, rivals={"small net": rival}).timings
+    assert [run for run, _ in calls] == [net.backbone, net, rival] * 12
+    assert all(calls[i][1] is calls[i + 2][1] for i in range(0, 36, 3))
+    assert not rival.training
+    assert timing.rivals["small net"].tolist() == [1.0] * 9
+
+
+def test_speed_ups_of_rivals_by_hand() -> None:
+    timing = Timing(8, np.full(3, 4.0), np.full(3, 2.0), 0.5, {"small net": np.array([1.0, 3.2, 9.0])})
+    assert timing.rival_speed_ups == {"small net": 1.25}
+    assert Benchmark((timing,)).summary()["sizes"][0]["rival_speed_ups"] == {"small net": 1.25}
+    stream = io.StringIO()
+    Console(file=stream, width=160).print(benchmark_table(Benchmark((timing,))))
+    assert "small net" in stream.getvalue() and "1.25" in stream.getvalue()
+
+
 @pytest.mark.parametrize("batch_sizes", [(), (4, 0), (-1,)])
 def test_batch_sizes_are_positive(batch_sizes: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="batch_sizes: expected one or more integers of at least 1, got"):

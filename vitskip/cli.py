@@ -9,7 +9,7 @@ from rich.text import Text
 
 from vitskip.agents import DynamicViT
 from vitskip.agents.run_directory import Run, read, versions
-from vitskip.backbone import Dataset, load_dataset
+from vitskip.backbone import Dataset, load_backbone, load_dataset
 from vitskip.envs.config import check_device
 from vitskip.eval.demo import demo as run_demo
 from vitskip.eval.evaluation import evaluate as evaluate_net
@@ -59,6 +59,7 @@ def benchmark(
     batch_sizes: tuple[int, ...] = BATCH_SIZES,
     seconds: float = 4.0,
     budget: float | None = None,
+    rival: tuple[str, ...] = (),
     dataset: str | None = None,
     data_root: str | None = None,
     device: str = "cpu",
@@ -71,6 +72,7 @@ def benchmark(
         batch_sizes: images in a batch.
         seconds: roughly, for each batch size.
         budget: mean share of the dense net's compute, of an agent that was trained for several.
+        rival: further backbones, by name or folder, e.g. shallower ones, timed beside it.
         dataset: registered name; what the run was trained on if not given.
         data_root: folder of the data set, if it is not where it was in training.
         device: where to run.
@@ -78,7 +80,8 @@ def benchmark(
     """
     net = DynamicViT.load(run, device=str(check_device(device)), budget=budget)
     images = _split(read(run), "test", dataset, data_root).images
-    result = benchmark_net(net, images, batch_sizes=batch_sizes, seconds=seconds)
+    rivals = {name: load_backbone(name) for name in rival}
+    result = benchmark_net(net, images, batch_sizes=batch_sizes, seconds=seconds, rivals=rivals)
     console.print(benchmark_table(result))
     write_result(json, {"run": str(run), "device": device, "versions": versions(), **result.summary()})
 
