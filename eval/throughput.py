@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ class Benchmark:
     def speed_ups(self) -> NDArray[np.float64]:
         return np.array([timing.speed_up for timing in self.timings])
 
-    def summary(self) -> dict[str, object]:
+    def summary(self) -> dict[str, Any]:
         """JSON values: per size, and arithmetic mean, geometric mean and worst size of the speed-up."""
         rows = [
             {

@@ -83,6 +83,7 @@ def test_medians_ratios_and_quartiles_by_hand() -> None:
 
 def test_rivals_see_the_same_images_and_stand_beside(monkeypatch: pytest.MonkeyPatch) -> None:
     net, rival, calls = make_net("mask"), load_backbone("tiny-vit4").train(), []
+    assert isinstance(rival, ViT)
     monkeypatch.setattr(throughput, "_time", lambda run, images: (calls.append((run, images)), run(images), 1.0)[-1])
     images = load_dataset("tiny-digits", "test").images
     (timing,) = benchmark(net, images, batch_sizes=(4,), seconds=0.0, rivals={"small net": rival}).timings
