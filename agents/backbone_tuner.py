@@ -36,6 +36,8 @@ class JointConfig:
         learning_rate: its peak in a round; linear warm-up, then cosine to zero.
         label_smoothing: of the cross-entropy.
         label_weight: of the cross-entropy; the divergence from the original full net's belief has weight 1.
+        deep_supervision: weight of the same loss of what the head says on the way, after each unit that ran (Lee et
+            al., 2015), on average over an image's units; costs the head alone.
         augmentation: name of a preset in `AUGMENTATIONS`.
         averaged_rounds: last rounds whose final weights are averaged (stochastic weight averaging, Izmailov et al.,
             2018); 1 takes the last one's as they are.
@@ -52,6 +54,7 @@ class JointConfig:
     learning_rate: float = 3e-4
     label_smoothing: float = 0.1
     label_weight: float = 0.5
+    deep_supervision: float = 0.0
     augmentation: str = "digits"
     averaged_rounds: int = 1
     precision: Precision = "float32"
@@ -61,8 +64,9 @@ class JointConfig:
             raise ValueError(f"rounds, steps: expected at least 1 and 0, got {self.rounds} and {self.steps}")
         if not 1 <= self.averaged_rounds <= self.rounds:
             raise ValueError(f"averaged_rounds: expected 1..{self.rounds}, got {self.averaged_rounds}")
-        if self.label_weight < 0:
-            raise ValueError(f"label_weight: expected at least 0, got {self.label_weight}")
+        for name in ("label_weight", "deep_supervision"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
         self.recipe(0)
 
     def recipe(self, seed: int) -> Recipe:
@@ -163,18 +167,34 @@ class BackboneTuner:
             self.backbone.load_state_dict(self.average.module.state_dict())
 
     def _descend(self, images: Tensor, targets: Tensor, keep_mask: Tensor) -> Tensor:
+        on_the_way: list[tuple[Tensor, Tensor]] = []
+
+        def ask_the_head(rows: Tensor, tokens: Tensor) -> None:
+            on_the_way.append((rows, self.backbone.classify(tokens)))
+
+        after = ask_the_head if self.config.deep_supervision else None
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             with torch.no_grad():
                 belief = self.teacher(images).float().log_softmax(1)
-            logits = run_masked(self.backbone, images, keep_mask.cpu(), self.action_unit).float()
-        label_loss = F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
-        divergence = F.kl_div(logits.log_softmax(1), belief, reduction="batchmean", log_target=True)
-        loss = self.config.label_weight * label_loss + divergence
+            logits = run_masked(self.backbone, images, keep_mask.cpu(), self.action_unit, after)
+        loss = self._losses(logits, targets, belief).mean()
+        if on_the_way:
+            rows, said = (torch.cat(parts) for parts in zip(*on_the_way, strict=True))
+            share = 1 / keep_mask.to(rows.device).sum(1)[rows]
+            early = (share * self._losses(said, targets[rows], belief[rows])).sum() / len(images)
+            loss = loss + self.config.deep_supervision * early
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(list(self.backbone.parameters()), self._recipe.clip_norm)
         self.optimizer.step()
         return loss.detach()
+
+    def _losses(self, logits: Tensor, targets: Tensor, belief: Tensor) -> Tensor:
+        """Cross-entropy and divergence from the teacher's belief (log-probabilities), of each row [R]."""
+        logits, smoothing = logits.float(), self.config.label_smoothing
+        label_loss = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+        divergence = F.kl_div(logits.log_softmax(1), belief, reduction="none", log_target=True).sum(1)
+        return self.config.label_weight * label_loss + divergence
 
 
 def tune_dense(

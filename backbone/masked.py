@@ -8,6 +8,8 @@ from torch import Tensor
 
 from .protocol import ActionUnit, Backbone, num_units, unit_runner
 
+AfterUnit = Callable[[Tensor, Tensor], None]  # rows [R] that ran a unit, their new tokens [R, N, D]
+
 
 def run_rows(
     run: Callable[[Tensor], Tensor], tokens: Float[Tensor, "B N D"], rows: Shaped[Tensor, " R"]
@@ -37,6 +39,7 @@ def run_masked(
     images: Shaped[Tensor, "B 3 H W"],
     keep_mask: Bool[Tensor, "B U"],
     action_unit: ActionUnit = "block",
+    after: AfterUnit | None = None,
 ) -> Float[Tensor, "B K"]:
     """Logits of the backbone when image b runs exactly the (half-)blocks that row b of the mask keeps.
 
@@ -46,6 +49,7 @@ def run_masked(
         keep_mask: True where the unit runs; U is L with blocks and 2L with half-blocks. Best left on the CPU:
             one transfer of the row numbers per unit replaces a device synchronisation.
         action_unit: "block" or "half".
+        after: as for `run_units`.
 
     Raises:
         ValueError: if the mask does not have one row per image and one column per unit.
@@ -53,7 +57,7 @@ def run_masked(
     expected = (len(images), num_units(backbone, action_unit))
     if keep_mask.shape != expected:
         raise ValueError(f"keep_mask: expected shape {expected}, got {tuple(keep_mask.shape)}")
-    return backbone.classify(run_units(backbone, backbone.embed(images), keep_mask, action_unit))
+    return backbone.classify(run_units(backbone, backbone.embed(images), keep_mask, action_unit, after=after))
 
 
 def run_units(
@@ -62,10 +66,21 @@ def run_units(
     keep_mask: Bool[Tensor, "B U"],
     action_unit: ActionUnit = "block",
     first: int = 0,
+    after: AfterUnit | None = None,
 ) -> Float[Tensor, "B N D"]:
-    """Run the kept units `first`, `first` + 1, ... on tokens; the mask's earlier columns are not looked at."""
-    run = unit_runner(backbone, action_unit)
+    """Run the kept units `first`, `first` + 1, ... on tokens; the mask's earlier columns are not looked at.
+
+    `after` is called with what each unit has computed, unless no row runs it.
+    """
+    run_unit = unit_runner(backbone, action_unit)
     for index, kept in enumerate(keep_mask.cpu().unbind(1)[first:], first):
         rows = kept.nonzero().squeeze(1).to(tokens.device, non_blocking=True)
-        tokens = run_rows(lambda active, index=index: run(index, active), tokens, rows)
+
+        def run(active: Tensor, index: int = index, rows: Tensor = rows) -> Tensor:
+            computed = run_unit(index, active)
+            if after is not None:
+                after(rows, computed)
+            return computed
+
+        tokens = run_rows(run, tokens, rows)
     return tokens

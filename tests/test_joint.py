@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from toys import DEPTH, MERGING, TINY, tiny_core
 
 from vitskip.agents import DynamicViT, Policy, train
@@ -53,7 +54,7 @@ def test_joint_training_changes_a_copy_and_saves_it(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in result.net.backbone.parameters())
 
 
-@pytest.mark.parametrize("settings", [{}, {"precision": "bfloat16"}, {"optimizer": "muon"}])
+@pytest.mark.parametrize("settings", [{}, {"precision": "bfloat16"}, {"optimizer": "muon"}, {"deep_supervision": 1.0}])
 def test_the_vit_learns_on_the_agents_paths(settings: dict) -> None:
     """A gradient reaches exactly the blocks that the agent runs; the loss falls when a batch is seen again."""
     core = tiny_core(16)
@@ -68,6 +69,35 @@ def test_the_vit_learns_on_the_agents_paths(settings: dict) -> None:
     assert joint.curve["loss"][-1] < 0.9 * joint.curve["loss"][0]
     expected = (core.backbone.macs.total - sum(core.backbone.macs.units("block")[1::2])) / core.backbone.macs.total
     assert joint.curve["macs_fraction"] == [pytest.approx(expected)] * 8
+
+
+def test_deep_supervision_by_hand() -> None:
+    """The mean over the units that ran, of one image after another, is added to the loss of the answer."""
+    config = replace(JOINT, deep_supervision=0.7, label_smoothing=0.0)
+    core = tiny_core(16)
+    vit, images, labels = core.backbone, core.dataset.images[:3], core.dataset.labels[:3]
+    targets, masks = (
+        F.one_hot(labels, vit.num_classes).float(),
+        torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]]),
+    )
+    tuner = BackboneTuner(vit, core.dataset, config, progress_bar=False)
+    with torch.no_grad():
+        expected = 0.0
+        for image, target, mask in zip(images, targets, masks, strict=True):
+            belief, tokens, losses = vit(image[None]).softmax(1)[0], vit.embed(image[None]), []
+            for block in mask.nonzero():
+                tokens = vit.run_block(int(block), tokens)
+                losses.append(loss_of(vit.classify(tokens)[0], target, belief))
+            expected += (
+                loss_of(vit.classify(tokens)[0], target, belief) / 3 + 0.7 * sum(losses) / max(len(losses), 1) / 3
+            )
+    vit.train().requires_grad_(True)
+    torch.testing.assert_close(tuner._descend(images, targets, masks.bool()), expected, rtol=1e-4, atol=1e-5)
+
+
+def loss_of(logits: torch.Tensor, target: torch.Tensor, belief: torch.Tensor) -> torch.Tensor:
+    log_probabilities = logits.log_softmax(0)
+    return (-0.5 * target * log_probabilities + belief * (belief.log() - log_probabilities)).sum()
 
 
 def equal(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], name: str) -> bool:
@@ -162,6 +192,7 @@ def final_rewards(core: SkipCore) -> torch.Tensor:
         ({"averaged_rounds": 5}, r"averaged_rounds: expected 1\.\.4, got 5"),
         ({"label_weight": -1.0}, r"label_weight: expected at least 0, got -1.0"),
         ({"augmentation": "digit"}, "unknown augmentation 'digit'"),
+        ({"deep_supervision": -0.5}, "deep_supervision: expected at least 0, got -0.5"),
         ({"learning_rate": 0.0}, "learning_rate: expected a value in its range"),
     ],
 )
