@@ -1,5 +1,6 @@
 """Algorithms by name: Stable-Baselines3's, sb3-contrib's and ours, with defaults that work on twelve-step episodes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from inspect import signature
@@ -178,6 +179,9 @@ def make_agent(
             raise ValueError(
                 f"n_steps: expected a multiple of the {length} steps of an episode, got {arguments['n_steps']}"
             )
+        if "batch_size" in algorithm.hyperparameters.keys() - hyperparameters.keys():
+            rollout = arguments["n_steps"] * venv.num_envs
+            arguments["batch_size"] = rollout // math.ceil(rollout / arguments["batch_size"])  # no odd one at the end
     if algorithm.anneal and isinstance(arguments["learning_rate"], float):
         arguments["learning_rate"] = _linear(arguments["learning_rate"])
     agent = algorithm.make(
