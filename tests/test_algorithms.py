@@ -73,10 +73,10 @@ def test_the_defaults_fit_the_episodes(venv: SkipVecEnv, name: str) -> None:
 def test_default_minibatches_divide_the_rollout(num_envs: int, expected: int) -> None:
     """The default of 3072 is met or fallen short of; SB3 warns of an odd one at the end."""
     venv = make_sb3_env(num_envs=num_envs, seed=0, **TINY)
-    agent: Any = make_agent("ppo", venv)
-    assert agent.batch_size == expected
+    agent, other = (make_agent("ppo", venv, **given) for given in ({}, {"batch_size": 8}))
+    assert isinstance(agent, PPO) and isinstance(other, PPO)
+    assert (agent.batch_size, other.batch_size) == (expected, 8)
     assert agent.n_steps * num_envs % expected == 0
-    assert make_agent("ppo", venv, batch_size=8).batch_size == 8
 
 
 @NAMES
