@@ -8,6 +8,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
+from ..backbone import Dataset
 from ..envs.core import SkipCore
 from .backbone_tuner import BackboneTuner, JointConfig
 from .dynamic_vit import DynamicViT
@@ -21,6 +22,7 @@ class JointTraining(BaseCallback):
         core: whose backbone to train; nobody else may hold it.
         extract: gives the agent's current policy.
         config: how.
+        dataset: training images of the backbone, on its device; the agent's are the environment's.
         seed: of order and augmentation.
         progress_bar: show one for each round.
 
@@ -35,6 +37,7 @@ class JointTraining(BaseCallback):
         extract: Callable[[], Policy],
         config: JointConfig,
         *,
+        dataset: Dataset,
         seed: int = 0,
         progress_bar: bool = True,
     ) -> None:
@@ -43,7 +46,7 @@ class JointTraining(BaseCallback):
         self.curve: dict[str, list[float]] = {"loss": [], "macs_fraction": []}
         unit = core.config.action_unit
         self.tuner = BackboneTuner(
-            core.backbone, core.dataset, config, action_unit=unit, seed=seed, progress_bar=progress_bar
+            core.backbone, dataset, config, action_unit=unit, seed=seed, progress_bar=progress_bar
         )
 
     def get_state(self) -> dict[str, Any]:

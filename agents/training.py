@@ -44,7 +44,7 @@ class TrainConfig:
         budget: mean share of the dense net's MACs to hold, policy included; the cost weight is then steered, and the
             result corrected on validation images. None leaves the cost weight alone; for an agent of several budgets
             give `budgets` to the environment, which are held in the same way.
-        joint: train the ViT too; None leaves it frozen.
+        joint: train the ViT too, on the training part, whatever split the agent learns on; None leaves it frozen.
         curriculum: share of the steps, in [0, 1], over which the units become free to be skipped, from the last to the
             first.
         upfront: decide all units at once, after so many blocks; 0 decides one by one.
@@ -201,7 +201,8 @@ def _callbacks(
     if config.curriculum:
         callbacks.append(Curriculum(core, config.curriculum))
     if config.joint:
-        joint = JointTraining(core, extract, config.joint, seed=config.seed, progress_bar=progress_bar)
+        images = config.env_config.load_dataset("train").to(core.device)
+        joint = JointTraining(core, extract, config.joint, dataset=images, seed=config.seed, progress_bar=progress_bar)
         callbacks.append(joint)
     return statistics, joint, callbacks
 

@@ -51,7 +51,8 @@ class EnvConfig:
     Attributes:
         dataset: name of a registered data set; "digits" is embedded.
         data_root: folder of the data set, where it lives in files.
-        split: "train", "validation" or "test".
+        split: "train", "validation" or "test". Agents learn best on images that the backbone was not fitted to, as it
+            believes of new ones what it believes of those: "validation", but for "digits", whose "train" is new to it.
         backbone: name of a registered backbone.
         device: where the backbone runs, as PyTorch names it.
         observation: "belief" (what the head says now, depth, compute) or "tokens" (and the tokens' summary).
@@ -124,9 +125,9 @@ class EnvConfig:
         defaults = asdict(EnvConfig())
         return EnvArguments(**{name: value for name, value in asdict(self).items() if value != defaults[name]})
 
-    def load_dataset(self) -> Dataset:
-        """The split, shared by all environments of this process."""
-        return _shared_dataset(self.dataset, self.split, self.data_root)
+    def load_dataset(self, split: Split | None = None) -> Dataset:
+        """The split, or another one, shared by all environments of this process."""
+        return _shared_dataset(self.dataset, split or self.split, self.data_root)
 
     def load_backbone(self) -> Backbone:
         """The frozen backbone on its device, shared by all environments of this process."""

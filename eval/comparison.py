@@ -174,7 +174,7 @@ def _references(cell: Cell, progress_bar: bool) -> dict[str, Measurement]:
 
 def _tune_dense(cell: Cell, joint: JointConfig, whole: DynamicViT, name: str, progress_bar: bool) -> None:
     """Train a dense network as long as a joint run trains its own; `whole` is changed."""
-    dataset = cell.config.env_config.load_dataset().to(cell.config.env_config.device)
+    dataset = cell.config.env_config.load_dataset("train").to(cell.config.env_config.device)
     checkpoint = cell.dense_folder / "checkpoint.safetensors"
     tune_dense(whole.backbone, dataset, joint, checkpoint, seed=cell.config.seed, progress_bar=progress_bar)
     record = {"train": {"joint": cell.config.record["joint"], "seed": cell.config.seed}}

@@ -177,7 +177,7 @@ def test_the_vit_learns_on_paths_of_every_budget() -> None:
         return policy
 
     config = JointConfig(rounds=1, steps=3, batch_size=16, augmentation="none")
-    JointTraining(core, extract, config, progress_bar=False).train_backbone()
+    JointTraining(core, extract, config, dataset=core.dataset, progress_bar=False).train_backbone()
     assert torch.cat(seen).unique().tolist() == pytest.approx(BUDGETS)
 
 

@@ -59,7 +59,7 @@ def test_the_vit_learns_on_the_agents_paths(settings: dict) -> None:
     """A gradient reaches exactly the blocks that the agent runs; the loss falls when a batch is seen again."""
     core = tiny_core(16)
     policy = Policy("mask", core.layout, keep=[True, False, True, False])
-    joint = JointTraining(core, lambda: policy, replace(JOINT, **settings), progress_bar=False)
+    joint = JointTraining(core, lambda: policy, replace(JOINT, **settings), dataset=core.dataset, progress_bar=False)
     before = {name: tensor.clone() for name, tensor in core.backbone.state_dict().items()}
     for _ in range(8):
         joint.train_backbone()
@@ -106,9 +106,27 @@ def equal(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], name:
 
 def test_the_teacher_stays_as_it_was() -> None:
     core = tiny_core(16)
-    joint = JointTraining(core, lambda: Policy("mask", core.layout, keep=[True] * 4), JOINT, progress_bar=False)
+    joint = JointTraining(
+        core, lambda: Policy("mask", core.layout, keep=[True] * 4), JOINT, dataset=core.dataset, progress_bar=False
+    )
     joint.train_backbone()
     assert same_weights(joint.tuner.teacher, load_backbone("tiny-vit4"))
+
+
+def test_the_vit_learns_on_the_training_part_whatever_the_agent_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, torch.Tensor] = {}
+    begin = JointTraining.__init__
+
+    def spy(self: JointTraining, core: SkipCore, *arguments: Any, dataset: Any, **options: Any) -> None:
+        seen.update(agent=core.dataset.images, vit=dataset.images)
+        begin(self, core, *arguments, dataset=dataset, **options)
+
+    monkeypatch.setattr(JointTraining, "__init__", spy)
+    run(tmp_path, joint=JOINT, env={"split": "validation"})
+    assert torch.equal(seen["vit"], load_dataset("tiny-digits", "train").images)
+    assert torch.equal(seen["agent"], load_dataset("tiny-digits", "validation").images)
 
 
 def test_a_net_that_merges_tokens_learns_from_the_one_that_does_not(tmp_path: Path) -> None:
@@ -119,7 +137,14 @@ def test_a_net_that_merges_tokens_learns_from_the_one_that_does_not(tmp_path: Pa
 def test_the_dense_twin_gets_the_same_batches_and_steps(tmp_path: Path) -> None:
     """It is what joint training is with an agent that runs all."""
     core, backbone = tiny_core(16), load_backbone("tiny-vit4")
-    joint = JointTraining(core, lambda: Policy("mask", core.layout, keep=[True] * 4), JOINT, seed=3, progress_bar=False)
+    joint = JointTraining(
+        core,
+        lambda: Policy("mask", core.layout, keep=[True] * 4),
+        JOINT,
+        seed=3,
+        dataset=core.dataset,
+        progress_bar=False,
+    )
     for _ in range(JOINT.rounds):
         joint.train_backbone()
     tune_dense(backbone, core.dataset, JOINT, tmp_path / "checkpoint", seed=3, progress_bar=False)

@@ -89,7 +89,7 @@ def distill(
     data_root: str | None = None,
     json: Path | None = None,
 ) -> None:
-    """Teach a planner, which decides all blocks at once, what a sequential agent does.
+    """Teach a planner, which decides all blocks at once, what a sequential agent does with the images it learnt on.
 
     Args:
         run: run directory of the teacher.
@@ -103,10 +103,10 @@ def distill(
     record = read(run)
     teacher = DynamicViT.load(run, budget=budget if record.budgets else None)
     env = record.record["train"]["env"]
-    train_set, validation = (
-        load_dataset(env["dataset"], split, data_root or env["data_root"]) for split in ("train", "validation")
+    teacher_set, validation = (
+        load_dataset(env["dataset"], split, data_root or env["data_root"]) for split in (env["split"], "validation")
     )
-    net = distill_agent(teacher, train_set.images, config)
+    net = distill_agent(teacher, teacher_set.images, config)
     images = validation.images[:CALIBRATION_IMAGES]
     spent = calibrate(net, images, macs_fraction(teacher, images) if budget is None else budget)
     description = {**record.record, "distilled_from": str(run), "distill": asdict(config), "macs_fraction": spent}
