@@ -32,6 +32,7 @@ from ..envs.sb3 import SkipVecEnv
 
 PARTS = ("environment", "inference", "update")
 CHECKS = 40  # times that the policies are judged on held-out images, outside the clock
+JUDGED = 4_000  # of them, at most
 ROUNDS, EPISODES = 9, 2  # of rollouts alone: a third of the rounds warms up; episodes of a round
 
 
@@ -153,13 +154,17 @@ def seconds_to(moments: Sequence[Moment], goal: float) -> float | None:
 
 
 def make_judge(config: EnvConfig) -> Callable[[OnPolicyAlgorithm], float]:
-    """Gives an agent's mean return on all validation images, by its likeliest actions."""
-    config = replace(config, split="validation")
+    """Gives an agent's mean return on validation images, by its likeliest actions.
+
+    Of one that learns on those, on test images: nothing is chosen by it.
+    """
+    config = replace(config, split="test" if config.split == "validation" else "validation")
     dataset = config.load_dataset()
-    core = SkipCore(config.load_backbone(), dataset, config, len(dataset))
+    judged = np.linspace(0, len(dataset) - 1, min(len(dataset), JUDGED)).astype(np.int64)
+    core = SkipCore(config.load_backbone(), dataset, config, len(judged))
 
     def judge(agent: OnPolicyAlgorithm) -> float:
-        core.reset(np.arange(core.num_envs), np.arange(core.num_envs))
+        core.reset(np.arange(core.num_envs), judged)
         total = 0.0
         while not core.ended.all():
             actions, _ = agent.predict(core.observe().cpu().numpy(), deterministic=True)
