@@ -1,12 +1,14 @@
 """Compute budgets: a Lagrangian that holds them while learning, and a last correction on validation images."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Shaped
+from scipy.optimize import root_scalar
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
@@ -16,7 +18,8 @@ from .dynamic_vit import DynamicViT
 
 INTEGRAL = 8.0  # how far the multiplier's logarithm goes in all of training if that spends twice the budget
 PROPORTIONAL = 0.5  # and what it gets on top while rollouts do: damps the swing that comes of the agent's delay
-BISECTIONS = 18  # Q-networks decide by small differences
+PRECISION = 1e-4  # log-odds: Q-networks decide by small differences
+FIRST_STEP = 0.25  # log-odds; after training most agents nearly hold their budget
 CLOSE_ENOUGH = 3e-4  # to the budget; the next images will not be these
 LEAN = 12.0  # log-odds; a lean this large runs, or skips, nearly everything
 
@@ -79,17 +82,33 @@ def calibrate(net: DynamicViT, images: Shaped[Tensor, "N 3 H W"], budget: float,
         The share it spends on these images now.
     """
     net.shown_budget = budget
-    low, high, lean, spent = -LEAN, LEAN, 0.0, math.nan
-    for _ in range(BISECTIONS):
-        lean = (low + high) / 2
+
+    @functools.cache
+    def spent(lean: float) -> float:
         net.lean_to(lean)
-        spent = macs_fraction(net, images, batch_size)
-        if abs(spent - budget) < CLOSE_ENOUGH:
-            break
-        low, high = (lean, high) if spent < budget else (low, lean)
+        return macs_fraction(net, images, batch_size)
+
+    def excess(lean: float) -> float:
+        difference = spent(lean) - budget
+        return 0.0 if abs(difference) < CLOSE_ENOUGH else difference
+
+    lean = _root(excess)
+    net.lean_to(lean)
     if net.policy.layout.shows_budget:
         net.budgets[budget] = lean
-    return spent
+    return spent(lean)
+
+
+def _root(excess: Callable[[float], float]) -> float:
+    """Where a rising function of the lean is 0: steps away from 0 that double until they pass it, then Brent's method.
+
+    The end of the range where it is 0 nowhere.
+    """
+    near, far = 0.0, 0.0
+    while excess(far) and excess(near) * excess(far) > 0 and abs(far) < LEAN:
+        near, far = far, max(-LEAN, min(2 * far or math.copysign(FIRST_STEP, -excess(0.0)), LEAN))
+    crossed = excess(near) * excess(far) < 0
+    return root_scalar(excess, bracket=(near, far), method="brentq", xtol=PRECISION).root if crossed else far
 
 
 def macs_fraction(net: DynamicViT, images: Shaped[Tensor, "N 3 H W"], batch_size: int = 500) -> float:

@@ -12,7 +12,7 @@ from toys import DEPTH, MERGING, TINY, tiny_core
 
 from vitskip.agents import DynamicViT, Policy, train
 from vitskip.agents.backbone_tuner import BackboneTuner, JointConfig, tune_dense
-from vitskip.agents.budget import calibrate, macs_fraction
+from vitskip.agents.budget import LEAN, _root, calibrate, macs_fraction
 from vitskip.agents.callbacks import Curriculum
 from vitskip.agents.joint import JointTraining
 from vitskip.agents.run_directory import read
@@ -255,6 +255,19 @@ def test_calibration_shifts_the_decisions_to_the_budget(budget: float) -> None:
     spent = calibrate(net, images, budget)
     assert spent == macs_fraction(net, images)
     assert spent == pytest.approx(budget, abs=0.03)  # 64 images: a decision moves it by up to 0.004
+
+
+@pytest.mark.parametrize(("budget", "root"), [(0.5, 0.0), (0.3, -0.847), (0.9, 2.197), (1.2, LEAN), (-0.1, -LEAN)])
+def test_the_lean_is_found_in_few_looks(budget: float, root: float) -> None:
+    """Of a net that spends the logistic function of it; at the end of the range where no lean is enough."""
+    seen: set[float] = set()
+
+    def excess(lean: float) -> float:
+        seen.add(lean)
+        return 1 / (1 + np.exp(-lean)) - budget
+
+    assert _root(excess) == pytest.approx(root, abs=1e-3)
+    assert len(seen) <= 10
 
 
 def test_the_curriculum_frees_the_last_unit_first(tmp_path: Path) -> None:
