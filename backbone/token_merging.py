@@ -71,15 +71,15 @@ class TokenMergingViT(nn.Module):
     def embed(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
         tokens = self.vit.embed(images)
         tokens = torch.cat([tokens, torch.ones_like(tokens[:, :, :1])], 2)
-        for index in range(2 * self.stem_blocks):
-            tokens = self._run_half(index, tokens)
+        for index in range(self.stem_blocks):
+            tokens = self._run(2 * index, tokens, halves=2)
         return tokens
 
     def run_block(self, index: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
-        return self.run_half_block(2 * index + 1, self.run_half_block(2 * index, tokens))
+        return self._run(2 * (index + self.stem_blocks), tokens, halves=2)
 
     def run_half_block(self, index: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
-        return self._run_half(index + 2 * self.stem_blocks, tokens)
+        return self._run(index + 2 * self.stem_blocks, tokens, halves=1)
 
     def classify(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
         return self.vit.classify(tokens[:, :, :-1])
@@ -90,8 +90,8 @@ class TokenMergingViT(nn.Module):
             tokens = self.run_block(index, tokens)
         return self.classify(tokens)
 
-    def _run_half(self, index: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
-        """Half-block `index` of the whole ViT."""
+    def _run(self, index: int, tokens: Float[Tensor, "B N D"], halves: int) -> Float[Tensor, "B M D"]:
+        """One or two half-blocks of the whole ViT, from `index` on."""
         block, before = cast(Block, self.vit.blocks[index // 2]), self._counts[(index + 1) // 2]
         if tokens.shape[1] != before:
             raise ValueError(
@@ -99,13 +99,16 @@ class TokenMergingViT(nn.Module):
                 "merge that can be skipped, only the whole network can be run; merge in the stem"
             )
         features, sizes = tokens[:, :, :-1], tokens[:, :, -1:]
-        if index % 2:
-            return torch.cat([block.mlp_half(features), sizes], 2)
-        known = None if before == self._counts[0] else sizes  # nothing merged yet: all sizes are 1
-        update, keys = attend(block.attention, block.attention_norm(features), known)
-        tokens = torch.cat([features + update, sizes], 2)
-        merged = before - self._counts[index // 2 + 1]
-        return merge_tokens(tokens, keys, merged) if merged else tokens
+        if index % 2 == 0:
+            known = None if before == self._counts[0] else sizes  # nothing merged yet: all sizes are 1
+            update, keys = attend(block.attention, block.attention_norm(features), known)
+            features, merged = features + update, before - self._counts[index // 2 + 1]
+            if merged:
+                tokens = merge_tokens(torch.cat([features, sizes], 2), keys.mean(1), merged)
+                features, sizes = tokens[:, :, :-1], tokens[:, :, -1:]
+        if index % 2 or halves == 2:
+            features = block.mlp_half(features)
+        return torch.cat([features, sizes], 2)
 
     def _block_macs(self, num_tokens: int) -> Macs:
         vit = self.vit
@@ -143,7 +146,7 @@ def merging_ladder(vit: ViT) -> list[TokenMergingViT]:
 
 def attend(
     attention: Attention, tokens: Float[Tensor, "B N D"], sizes: Float[Tensor, "B N 1"] | None
-) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B N E"]]:
+) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B heads N E"]]:
     """Proportional attention: softmax(QK / sqrt(E) + log sizes) V (the paper's equation 1).
 
     Args:
@@ -152,13 +155,13 @@ def attend(
         sizes: patches per token; None where all are 1, which is plain attention.
 
     Returns:
-        The attention's output, and the keys averaged over the heads, by which tokens are compared.
+        The attention's output, and the keys; tokens are compared by their mean over the heads.
     """
     qkv = attention.qkv(tokens).unflatten(2, (3, attention.num_heads, -1))
     query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, N, E]
     bias = None if sizes is None else sizes.log().transpose(1, 2)[:, None]  # [B, 1, 1, N]
     mixed = scaled_dot_product(query, key, value, bias)
-    return attention.projection(mixed.transpose(1, 2).flatten(2)), key.mean(1)
+    return attention.projection(mixed.transpose(1, 2).flatten(2)), key
 
 
 def merge_tokens(tokens: Float[Tensor, "B N D"], keys: Float[Tensor, "B N E"], count: int) -> Float[Tensor, "B M D"]:
