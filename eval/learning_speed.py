@@ -31,7 +31,6 @@ from ..envs import EnvConfig, SkipCore, SkipVectorEnv, make_sb3_env
 from ..envs.sb3 import SkipVecEnv
 
 PARTS = ("environment", "inference", "update")
-CHECKS = 40  # times that the policies are judged on held-out images, outside the clock
 JUDGED = 4_000  # of them, at most
 ROUNDS, EPISODES = 9, 2  # of rollouts alone: a third of the rounds warms up; episodes of a round
 
@@ -174,13 +173,15 @@ def make_judge(config: EnvConfig) -> Callable[[OnPolicyAlgorithm], float]:
     return judge
 
 
-def race(contestants: Sequence[Contestant], judge: Callable[[OnPolicyAlgorithm], float], description: str) -> None:
-    """Let all learn to their end, in turns of one rollout and update."""
-    total, looks = contestants[0].total_timesteps, 0
+def race(
+    contestants: Sequence[Contestant], judge: Callable[[OnPolicyAlgorithm], float], description: str, looks: int = 40
+) -> None:
+    """Let all learn to their end, in turns of one rollout and update; judge them so many times, outside the clock."""
+    total, looked = contestants[0].total_timesteps, 0
     with tqdm(total=total, desc=description, leave=False, disable=None) as progress:
         while (timesteps := contestants[0].agent.num_timesteps) < total:
-            look = timesteps * CHECKS >= total * looks
-            looks += look
+            look = timesteps * looks >= total * looked
+            looked += look
             for contestant in contestants:
                 contestant.learn_once(judge if look else None)
             progress.update(contestants[0].agent.num_timesteps - timesteps)
@@ -219,6 +220,7 @@ def main(
     total_timesteps: int = 2_000_000,
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = EnvConfig(prefix_cache=1500.0),  # noqa: B008 - frozen
     goal: float = 0.89,
+    looks: int = 40,
     seed: int = 0,
     json: Path | None = None,
 ) -> None:
@@ -230,6 +232,7 @@ def main(
         total_timesteps: of each agent.
         env: environment arguments; `prefix_cache` is that of the cached one.
         goal: held-out return to which the time is told.
+        looks: at held-out images, on the way.
         seed: of images, weights and sampling.
         json: also write the numbers here.
     """
@@ -239,7 +242,7 @@ def main(
     for algorithm in algorithms:
         settings: dict[str, Any] = {"num_envs": num_envs, "total_timesteps": total_timesteps, "seed": seed}
         contestants = {name: Contestant.make(algorithm, config, **settings) for name, config in configs.items()}
-        race(list(contestants.values()), judge, algorithm)
+        race(list(contestants.values()), judge, algorithm, looks)
         learning[algorithm] = {name: contestant.summary(goal) for name, contestant in contestants.items()}
     round_trip = {name: measure_round_trip(num_envs, config, seed) for name, config in configs.items()}
     console.print(learning_table(learning, goal))
@@ -247,7 +250,13 @@ def main(
         ratio = rates["torch"] / rates["sb3"]
         console.print(f"rollouts, {name}: with tensors on {env.device} {ratio:.2f} times as many steps/s as SB3's")
     if json is not None:
-        settings = {"num_envs": num_envs, "total_timesteps": total_timesteps, "goal": goal, "seed": seed}
+        settings = {
+            "num_envs": num_envs,
+            "total_timesteps": total_timesteps,
+            "goal": goal,
+            "looks": looks,
+            "seed": seed,
+        }
         settings |= {"env": env.arguments(), "threads": torch.get_num_threads()}
         results = {"learning": learning, "round_trip": round_trip}
         write_json(json, {"settings": settings, "versions": versions(), **results})
