@@ -51,7 +51,7 @@ class EnvConfig:
     Attributes:
         dataset: name of a registered data set; "digits" is embedded.
         data_root: folder of the data set, where it lives in files.
-        split: "train", "validation" or "test". Agents learn best on images that the backbone was not fitted to, as it
+        split: "train", "validation" or "test". Agents should learn on images that the backbone was not fitted to, as it
             believes of new ones what it believes of those: "validation", but for "digits", whose "train" is new to it.
         backbone: name of a registered backbone.
         device: where the backbone runs, as PyTorch names it.
