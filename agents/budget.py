@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
 from scipy.optimize import root_scalar
 from stable_baselines3.common.callbacks import BaseCallback
-from torch import Tensor
 
 from ..envs.core import SkipCore
 from .callbacks import SkipStatistics
 from .dynamic_vit import DynamicViT
+from .image_runner import ImageRunner
 
 INTEGRAL = 8.0  # how far the multiplier's logarithm goes in all of training if that spends twice the budget
 PROPORTIONAL = 0.5  # and what it gets on top while rollouts do: damps the swing that comes of the agent's delay
@@ -66,7 +65,7 @@ class BudgetController(BaseCallback):
 
 
 @torch.no_grad()
-def calibrate(net: DynamicViT, images: Shaped[Tensor, "N 3 H W"], budget: float, *, batch_size: int = 500) -> float:
+def calibrate(net: DynamicViT, run: ImageRunner, budget: float) -> float:
     """Make the deployed network spend the budget, policy included.
 
     All decisions are shifted alike. A policy that is shown budgets is shown this one, and `set_budget` knows of it from
@@ -74,9 +73,8 @@ def calibrate(net: DynamicViT, images: Shaped[Tensor, "N 3 H W"], budget: float,
 
     Args:
         net: with a learnt rule; changed in place.
-        images: of the validation part.
+        run: runs networks over images of the validation part.
         budget: mean share of the dense net's MACs.
-        batch_size: images at a time.
 
     Returns:
         The share it spends on these images now.
@@ -86,7 +84,7 @@ def calibrate(net: DynamicViT, images: Shaped[Tensor, "N 3 H W"], budget: float,
     @functools.cache
     def spent(lean: float) -> float:
         net.lean_to(lean)
-        return macs_fraction(net, images, batch_size)
+        return macs_fraction(net, run)
 
     def excess(lean: float) -> float:
         difference = spent(lean) - budget
@@ -111,11 +109,7 @@ def _root(excess: Callable[[float], float]) -> float:
     return root_scalar(excess, bracket=(near, far), method="brentq", xtol=PRECISION).root if crossed else far
 
 
-def macs_fraction(net: DynamicViT, images: Shaped[Tensor, "N 3 H W"], batch_size: int = 500) -> float:
+def macs_fraction(net: DynamicViT, run: ImageRunner) -> float:
     """Mean MACs over those of the dense network, policy included."""
-    total = 0
-    for batch in images.split(batch_size):
-        net(batch.to(next(net.parameters()).device))
-        assert net.last_trace is not None
-        total += int(net.last_trace.macs.sum())
-    return total / (len(images) * net.backbone.macs.dense)
+    _, trace = run(net)
+    return float(trace.macs.double().mean()) / net.backbone.macs.dense

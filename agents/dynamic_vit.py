@@ -58,6 +58,7 @@ class DynamicViT(nn.Module):
         ValueError: if the policy was made for another backbone or looks too late, or the mode is unknown.
     """
 
+    _macs_of_units: Tensor  # int64 [U]
     _decided_again: Tensor  # units that are, after each one that ran in a window, int64 [U]
 
     def __init__(
@@ -83,6 +84,7 @@ class DynamicViT(nn.Module):
         self._lean = 0.0
         self._unit_macs = backbone.macs.units(action_unit)
         self._observer = Observer(expected, sum(self._unit_macs))
+        self.register_buffer("_macs_of_units", torch.tensor(self._unit_macs), persistent=False)
         units = torch.arange(expected.num_units)
         left = torch.minimum(WINDOW - 1 - units % WINDOW, units.flip(0))
         self.register_buffer("_decided_again", left, persistent=False)
@@ -110,12 +112,12 @@ class DynamicViT(nn.Module):
         return self._run_first(self.backbone.embed(images))[1]
 
     @property
-    def _first(self) -> int:
-        """Units that always run before an upfront policy looks."""
+    def first_unit(self) -> int:
+        """The first one that is decided; those before it always run, before an upfront policy looks."""
         return self.policy.look_after * units_of_block_0(self.action_unit)
 
     def _run_first(self, tokens: Float[Tensor, "B N D"]) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B O"]]:
-        first = self._first
+        first = self.first_unit
         for unit in range(first):
             tokens = self._run_unit(unit, tokens)
         spent = torch.full((len(tokens),), sum(self._unit_macs[:first]), device=tokens.device)
@@ -124,25 +126,19 @@ class DynamicViT(nn.Module):
     def _run_upfront(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
         """The first blocks, one look, one host read of all decisions, then the chosen blocks only."""
         tokens, observation = self._run_first(tokens)
-        keep_mask, first = self.policy.decide(observation), self._first
+        keep_mask, first = self.policy.decide(observation), self.first_unit
         keep_mask[:, :first] = True
-        return self._run_plan(tokens, keep_mask.cpu(), first, head_calls=1, decisions=1)
+        return self._run_plan(tokens, keep_mask.cpu(), first)
 
     def _run_plan(
-        self,
-        tokens: Float[Tensor, "B N D"],
-        keep_mask: Bool[Tensor, "B U"],
-        first: int = 0,
-        head_calls: int = 0,
-        decisions: int = 0,
+        self, tokens: Float[Tensor, "B N D"], keep_mask: Bool[Tensor, "B U"], first: int = 0
     ) -> Float[Tensor, "B K"]:
         if self.mode == "gather":
             tokens = run_units(self.backbone, tokens, keep_mask, self.action_unit, first)
         else:
             for unit, kept in enumerate(keep_mask.to(tokens.device).unbind(1)[first:], first):
                 tokens = torch.where(kept[:, None, None], self._run_unit(unit, tokens), tokens)
-        spent = (keep_mask * torch.tensor(self._unit_macs)).sum(1)
-        self._leave_trace(keep_mask.to(tokens.device), spent.to(tokens.device), head_calls, decisions)
+        self.last_trace = self.trace_of(keep_mask.to(tokens.device))
         return self.backbone.classify(tokens)
 
     def _run_sequentially(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
@@ -169,8 +165,7 @@ class DynamicViT(nn.Module):
             elif len(rows):
                 active = self._run_rows_of(unit, state.tokens, rows)
                 state.write(rows, self._observe(active, state.spent[rows] + macs, rows))
-        decisions = units + (keep_mask * self._decided_again).sum(1) if ahead else units
-        self._leave_trace(keep_mask, state.spent, head_calls=keep_mask.sum(1), decisions=decisions)
+        self.last_trace = self.trace_of(keep_mask, (keep_mask * self._decided_again).sum(1) if ahead else 0)
         return state.logits
 
     def _run_unit(self, unit: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
@@ -190,16 +185,15 @@ class DynamicViT(nn.Module):
         shown = budget if rows is None or not isinstance(budget, Tensor) else budget[rows]
         return self._observer.observe(tokens, self.backbone.classify(tokens), spent, shown)
 
-    def _leave_trace(
-        self,
-        keep_mask: Bool[Tensor, "B U"],
-        spent: Int64[Tensor, " B"],
-        head_calls: Int64[Tensor, " B"] | int = 0,
-        decisions: Int64[Tensor, " B"] | int = 0,
-    ) -> None:
-        macs = self.backbone.macs
-        policy = decisions * self.policy.macs + head_calls * macs.head  # the last head call gives the logits
-        self.last_trace = Trace(keep_mask, macs.stem + spent + macs.head + policy)
+    def trace_of(self, keep_mask: Bool[Tensor, "B U"], decided_again: Int64[Tensor, " B"] | int = 0) -> Trace:
+        """What it takes to come to these paths, one decision for each unit and those that are decided again."""
+        macs, policy = self.backbone.macs, self.policy
+        looks: Int64[Tensor, " B"] | int = keep_mask.sum(1)  # the last head call gives the logits
+        decisions: Int64[Tensor, " B"] | int = keep_mask.shape[1] + decided_again
+        if policy.is_blind or policy.look_after:
+            looks = decisions = int(not policy.is_blind)
+        spent = (keep_mask * self._macs_of_units).sum(1)
+        return Trace(keep_mask, macs.stem + spent + macs.head + decisions * policy.macs + looks * macs.head)
 
     def lean_to(self, lean: float) -> None:
         """Shift every decision towards RUN by this much log-odds, in place of any shift before."""

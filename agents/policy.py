@@ -54,6 +54,11 @@ class Policy(nn.Module):
         return self.rule.macs
 
     @property
+    def is_blind(self) -> bool:
+        """Whether the rule says the whole path before it sees the image."""
+        return isinstance(self.rule, PlanningRule)
+
+    @property
     def look_after(self) -> int:
         """Blocks after which the rule sees the image once, and then decides all units; 0 if it decides one by one."""
         return self.rule.look_after if isinstance(self.rule, PlanRule) else 0

@@ -24,6 +24,7 @@ from .callbacks import Curriculum, SkipStatistics
 from .checkpoint import Checkpoint, Resumable
 from .dynamic_vit import DynamicViT
 from .extraction import extract_planner
+from .image_runner import make_runner
 from .joint import JointTraining
 from .policy import Policy
 
@@ -212,7 +213,8 @@ def _calibrate(net: DynamicViT, env_config: EnvConfig, budgets: Sequence[float])
     if not budgets:
         return []
     validation = load_dataset(env_config.dataset, "validation", env_config.data_root)
-    return [calibrate(net, validation.images[:CALIBRATION_IMAGES], budget) for budget in budgets]
+    run = make_runner(validation.first(CALIBRATION_IMAGES), net.backbone, env_config.prefix_cache)
+    return [calibrate(net, run, budget) for budget in budgets]
 
 
 def _save(path: Path, net: DynamicViT, agent: BaseAlgorithm, env_config: EnvConfig, record: dict[str, Any]) -> None:

@@ -47,6 +47,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    def first(self, count: int) -> "Dataset":
+        """Its first images, or all of them if there are no more."""
+        return Dataset(self.images[:count], self.labels[:count], self.classes, self.difficulty[:count])
+
     def to(self, device: str | torch.device) -> "Dataset":
         """The same split with its images and labels on a device; `difficulty` stays where it is."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))

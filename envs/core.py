@@ -44,6 +44,7 @@ class SkipCore:
         cost_share: of each unit in the cost of all, float64 [U], summing to 1.
         cost_weight: what running every unit costs at each budget, float64 [max(1, budgets)], as configured; who steers
             to the budgets changes it.
+        budgets: as configured, float64 [budgets]; who asks an agent for another one changes it.
         forced_units: leading units that run whatever the action says; 0, but for a curriculum.
         keep_mask: bool [B, U], units run so far.
         unit_index: int64 [B], next unit to decide; U at the end.
@@ -72,7 +73,7 @@ class SkipCore:
         self._fixed_macs, self._dense_macs = backbone.macs.stem + backbone.macs.head, backbone.macs.dense
         self.cost_share = COSTS[config.cost](backbone, config.action_unit)
         self.cost_weight = np.full(max(1, len(config.budgets)), float(config.cost_weight))
-        self._budgets = np.array(config.budgets)
+        self.budgets = np.array(config.budgets)
         self.forced_units = 0
         self.device = next(backbone.parameters()).device
         self.dataset = dataset
@@ -155,7 +156,7 @@ class SkipCore:
         spent = (self.keep_mask @ self._macs / self._macs.sum()).astype(np.float32)
         columns = [self._one_hot[self.unit_index], spent[:, None]]
         if self.layout.shows_budget:
-            columns.append(self._budgets[self.budget_index, None].astype(np.float32))
+            columns.append(self.budgets[self.budget_index, None].astype(np.float32))
         observation = self._view.clone()
         observation[:, self.layout.progress] = self._to_device(np.concatenate(columns, 1))
         return observation
@@ -169,7 +170,7 @@ class SkipCore:
     def info(self) -> dict[str, NDArray[Any]]:
         """What is known of all rows without asking the device, by key; see `SkipEnv` for their meaning."""
         macs = self._fixed_macs + self.keep_mask @ self._macs
-        budget = {"budget": self._budgets[self.budget_index]} if self.layout.shows_budget else {}
+        budget = {"budget": self.budgets[self.budget_index]} if self.layout.shows_budget else {}
         return {
             "index": self.image_index.copy(),
             "block_index": self.unit_index.copy(),

@@ -148,7 +148,7 @@ def _opponents(cell: Cell, net: DynamicViT, names: Sequence[str], static_mask_im
     masks = None
     if static_mask_images:
         masks = validation_masks(net.backbone, validation, static_mask_images, net.action_unit)
-    return Rivals(net, validation, test, masks, static_rivals(net.backbone, names))
+    return Rivals(net, validation, test, masks, static_rivals(net.backbone, names), env.prefix_cache)
 
 
 def _references(cell: Cell, progress_bar: bool) -> dict[str, Measurement]:

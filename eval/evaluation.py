@@ -8,7 +8,7 @@ from ..agents.dynamic_vit import DynamicViT
 from ..agents.static_masks import StaticMasks, enumerate_static_masks, rescore, search_static_masks
 from ..backbone import Backbone, Dataset
 from ..backbone.protocol import ActionUnit, num_units
-from .measurement import Measurement, measure
+from .measurement import Measurement
 from .oracle import CRITERIA, Codebook
 from .rivals import Rivals
 from .statistics import paired_test
@@ -92,8 +92,7 @@ def evaluate_against(
         net: the network.
         references: other full networks by name, on test.
     """
-    on_validation = measure(net, rivals.validation, description="validation")
-    on_test = measure(net, rivals.test, description="test")
+    on_validation, on_test = rivals.measured(net)
     at_compute = rivals.at(on_validation.macs.mean(), on_test.macs.mean())
     return Evaluation(rivals.dense(), on_test, at_compute, rivals.codebook, references or {})
 

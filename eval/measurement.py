@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..agents.dynamic_vit import DynamicViT
+from ..agents.image_runner import ImageRunner
 from ..backbone import Dataset
 from .frontier import path_information
 from .statistics import rank_correlation
@@ -75,30 +74,22 @@ class Measurement:
         }
 
 
-def measure(net: DynamicViT, dataset: Dataset, *, batch_size: int = 500, description: str = "evaluate") -> Measurement:
+def measure(net: DynamicViT, images: Dataset | ImageRunner, description: str = "evaluate") -> Measurement:
     """Run a network over a split.
 
     Args:
-        net: in eval mode; images are moved to its device.
-        dataset: the split.
-        batch_size: images at a time; results do not depend on it, up to rounding.
+        net: in eval mode.
+        images: the split, or what runs networks over it.
         description: of the progress bar, which vanishes at the end.
     """
-    device = next(net.parameters()).device
-    correct, masks, macs = [], [], []
-    for start in tqdm(range(0, len(dataset), batch_size), desc=description, leave=False, disable=None):
-        stop = start + batch_size
-        prediction = net(dataset.images[start:stop].to(device)).argmax(1).cpu()
-        correct.append(prediction == dataset.labels[start:stop])
-        assert net.last_trace is not None
-        masks.append(net.last_trace.keep_mask.cpu())
-        macs.append(net.last_trace.macs.cpu())
+    run = ImageRunner(images) if isinstance(images, Dataset) else images
+    prediction, trace = run(net, description)
     return Measurement(
-        torch.cat(correct).numpy(),
-        torch.cat(masks).numpy(),
-        torch.cat(macs).numpy(),
+        (prediction == run.dataset.labels.cpu()).numpy(),
+        trace.keep_mask.numpy(),
+        trace.macs.numpy(),
         net.backbone.macs.dense,
-        dataset.difficulty.numpy().astype(np.float64),
+        run.dataset.difficulty.numpy().astype(np.float64),
     )
 
 

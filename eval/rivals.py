@@ -1,6 +1,7 @@
 """Every baseline at the compute of a given network: parameters chosen on validation, measured on test."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..agents.baselines import fixed_mask, random_skip
 from ..agents.dynamic_vit import DynamicViT
+from ..agents.image_runner import make_runner
 from ..agents.policy import Policy
 from ..agents.static_masks import StaticMasks
 from ..backbone import Backbone, Dataset
@@ -19,6 +21,7 @@ from .prefixes import Prefixes, run_prefixes
 from .static_networks import StaticNetworks
 
 BISECTIONS = 30
+RATES = 20  # of random skipping that are measured; those between are mixtures
 
 
 class Rivals:
@@ -32,6 +35,7 @@ class Rivals:
             left out.
         networks: other static networks, one baseline per name, e.g. {"shallow nets": [vit3, vit6]}; each name's
             networks and the dense one are mixed in pairs.
+        prefix_cache: memory for the states that networks on this backbone visit in `measured`, twice [10^6 bytes].
 
     Raises:
         ValueError: if the masks are of other units, or a network is for another number of classes.
@@ -44,6 +48,7 @@ class Rivals:
         test: Dataset,
         static_masks: StaticMasks | None = None,
         networks: Mapping[str, Sequence[Backbone]] | None = None,
+        prefix_cache: float = 0.0,
     ) -> None:
         self.net, self.validation, self.test, self.static_masks = net, validation, test, static_masks
         self.layout = ObservationLayout.of(net.backbone, "belief", net.action_unit)
@@ -53,9 +58,11 @@ class Rivals:
             )
         others = (networks or {}).items()
         self.networks = {name: StaticNetworks(given, net, validation, test) for name, given in others}
+        self._runners = [make_runner(split, net.backbone, prefix_cache) for split in (validation, test)]
         self._macs = net.backbone.macs
         self._unit_macs = np.array(self._macs.units(net.action_unit), np.int64)
         self._prefix_macs = np.concatenate([[0], self._unit_macs.cumsum()]) + self._macs.stem  # head not included
+        self._random_measured: dict[float, Measurement] = {}
         self._masks_measured: dict[tuple[bool, ...], Measurement] = {}
 
     def at(self, validation_macs: float, test_macs: float) -> dict[str, Measurement]:
@@ -73,15 +80,26 @@ class Rivals:
         found["early exit"] = self.early_exit(validation_macs)
         return found | {name: networks.at(test_macs) for name, networks in self.networks.items()}
 
+    def measured(self, net: DynamicViT) -> tuple[Measurement, Measurement]:
+        """A network on this backbone, on validation and on test."""
+        validation, test = (measure(net, run) for run in self._runners)
+        return validation, test
+
     def dense(self) -> Measurement:
         """The full network."""
         return self._measure_mask((True,) * self.layout.num_units)
 
     def random(self, macs: float) -> Measurement:
-        """Unit 0, and the others at the rate that costs `macs` on average."""
+        """Unit 0, and the others at the rate that costs `macs` on average: a mixture of two rates a twentieth apart."""
         fixed = self._macs.total - self._unit_macs[1:].sum()
         rate = float(np.clip((macs - fixed) / self._unit_macs[1:].sum(), 0, 1))
-        return self._measure(random_skip(self.layout, rate), "random skip")
+        low, high = (self._random_at(step / RATES) for step in (int(rate * RATES), math.ceil(rate * RATES)))
+        return mix(low, high, macs)
+
+    def _random_at(self, rate: float) -> Measurement:
+        if rate not in self._random_measured:
+            self._random_measured[rate] = self._measure(random_skip(self.layout, rate), "random skip")
+        return self._random_measured[rate]
 
     def best_static(self, static_masks: StaticMasks, macs: float) -> Measurement:
         """The mixture of two masks that is the most accurate on validation where it costs `macs` on average.

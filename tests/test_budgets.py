@@ -16,6 +16,7 @@ from vitskip import agent_cli
 from vitskip.agents import DynamicViT, Policy, train
 from vitskip.agents.backbone_tuner import JointConfig
 from vitskip.agents.budget import calibrate, macs_fraction
+from vitskip.agents.image_runner import ImageRunner
 from vitskip.agents.joint import JointTraining
 from vitskip.agents.run_directory import read
 from vitskip.agents.training import TrainConfig
@@ -106,14 +107,14 @@ def test_the_network_is_shown_the_budget_that_it_is_given(mode: Any) -> None:
 def test_every_budget_is_calibrated_apart(tmp_path: Path) -> None:
     """And the run directory remembers it, whichever budget was set last."""
     net = DynamicViT(load_backbone("tiny-vit4"), make_policy("mlp", LAYOUT)).eval()
-    images = load_dataset("tiny-digits", "validation").images
+    run_images = ImageRunner(load_dataset("tiny-digits", "validation"))
     weights = {name: tensor.clone() for name, tensor in net.policy.state_dict().items()}
-    spent = [calibrate(net, images, budget) for budget in (0.7, 0.9)]
+    spent = [calibrate(net, run_images, budget) for budget in (0.7, 0.9)]
     assert spent == [pytest.approx(0.7, abs=0.03), pytest.approx(0.9, abs=0.07)]
     net.save(tmp_path, backbone_name="tiny-vit4")
-    assert macs_fraction(net, images) == spent[1]
+    assert macs_fraction(net, run_images) == spent[1]
     for budget, expected in zip((0.7, 0.9), spent, strict=True):
-        assert macs_fraction(DynamicViT.load(tmp_path, budget=budget), images) == expected
+        assert macs_fraction(DynamicViT.load(tmp_path, budget=budget), run_images) == expected
     loaded = DynamicViT.load(tmp_path)
     assert loaded.shown_budget == 0.9
     loaded.set_budget(0.8)
@@ -162,7 +163,7 @@ def test_one_agent_serves_every_budget(tmp_path: Path) -> None:
     accuracy = []
     for budget in budgets:
         result.net.set_budget(budget)
-        assert macs_fraction(result.net, validation.images) == pytest.approx(budget, abs=0.02)
+        assert macs_fraction(result.net, ImageRunner(validation)) == pytest.approx(budget, abs=0.02)
         accuracy.append((result.net(validation.images).argmax(1) == validation.labels).float().mean().item())
     assert min(accuracy) > 0.88
 

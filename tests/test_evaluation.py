@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitskip.agents import DynamicViT, baselines
+from vitskip.agents.image_runner import ImageRunner
 from vitskip.agents.static_masks import StaticMasks
 from vitskip.backbone import Dataset, ViT, load_backbone
 from vitskip.backbone.digits import digits
@@ -79,7 +80,7 @@ def test_counts(net: DynamicViT, test_part: Dataset) -> None:
 @pytest.mark.parametrize("batch_size", [1, 7, 100, 1000, 5000])
 def test_the_batch_size_does_not_matter(net: DynamicViT, test_part: Dataset, batch_size: int) -> None:
     part = Dataset(test_part.images[:100], test_part.labels[:100], CLASSES, test_part.difficulty[:100])
-    measurement, expected = measure(net, part, batch_size=batch_size), measure(net, part)
+    measurement, expected = measure(net, ImageRunner(part, batch_size)), measure(net, part)
     for name in ("correct", "keep_mask", "macs"):
         assert np.array_equal(getattr(measurement, name), getattr(expected, name))
 

@@ -14,6 +14,7 @@ from vitskip.agents import DynamicViT, Policy, train
 from vitskip.agents.backbone_tuner import BackboneTuner, JointConfig, tune_dense
 from vitskip.agents.budget import LEAN, _root, calibrate, macs_fraction
 from vitskip.agents.callbacks import Curriculum
+from vitskip.agents.image_runner import ImageRunner
 from vitskip.agents.joint import JointTraining
 from vitskip.agents.run_directory import read
 from vitskip.agents.training import TrainConfig
@@ -229,8 +230,8 @@ def test_bad_settings_are_refused(arguments: dict, message: str) -> None:
 @pytest.mark.parametrize("upfront", [0, 1])
 def test_a_budget_is_held_on_validation_images(tmp_path: Path, upfront: int) -> None:
     result = run(tmp_path, timesteps=16 * 2 * (1 if upfront else DEPTH) * 20, budget=0.85, upfront=upfront)
-    images = load_dataset("tiny-digits", "validation").images
-    assert macs_fraction(DynamicViT.load(tmp_path), images) == pytest.approx(0.85, abs=0.03)
+    run_images = ImageRunner(load_dataset("tiny-digits", "validation"))
+    assert macs_fraction(DynamicViT.load(tmp_path), run_images) == pytest.approx(0.85, abs=0.03)
     assert len(result.net.last_trace.keep_mask.unique(dim=0)) > 1
 
 
@@ -251,9 +252,9 @@ def test_calibration_shifts_the_decisions_to_the_budget(budget: float) -> None:
     for parameter in policy.parameters():
         torch.nn.init.normal_(parameter, std=2.0, generator=generator)
     net = DynamicViT(backbone, policy).eval()
-    images = load_dataset("tiny-digits", "validation").images
-    spent = calibrate(net, images, budget)
-    assert spent == macs_fraction(net, images)
+    run_images = ImageRunner(load_dataset("tiny-digits", "validation"))
+    spent = calibrate(net, run_images, budget)
+    assert spent == macs_fraction(net, run_images)
     assert spent == pytest.approx(budget, abs=0.03)  # 64 images: a decision moves it by up to 0.004
 
 

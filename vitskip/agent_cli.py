@@ -12,6 +12,7 @@ from vitskip.agents.backbone_tuner import JointConfig
 from vitskip.agents.budget import calibrate, macs_fraction
 from vitskip.agents.distillation import DistillConfig
 from vitskip.agents.distillation import distill as distill_agent
+from vitskip.agents.image_runner import ImageRunner
 from vitskip.agents.run_directory import read
 from vitskip.agents.training import CALIBRATION_IMAGES, TrainConfig
 from vitskip.agents.training import train as train_agent
@@ -107,8 +108,8 @@ def distill(
         load_dataset(env["dataset"], split, data_root or env["data_root"]) for split in (env["split"], "validation")
     )
     net = distill_agent(teacher, teacher_set.images, config)
-    images = validation.images[:CALIBRATION_IMAGES]
-    spent = calibrate(net, images, macs_fraction(teacher, images) if budget is None else budget)
+    runner = ImageRunner(validation.first(CALIBRATION_IMAGES))
+    spent = calibrate(net, runner, macs_fraction(teacher, runner) if budget is None else budget)
     description = {**record.record, "distilled_from": str(run), "distill": asdict(config), "macs_fraction": spent}
     net.save(out, backbone_name=record.backbone, record=description)
     console.print(f"{out}: {100 * spent:.1f}% of the dense compute on validation images", markup=False, soft_wrap=True)

@@ -1,0 +1,104 @@
+"""Networks over a split: with and without a memory for states they are the same."""
+
+from typing import Any
+
+import pytest
+import torch
+from nets import RULES, distinct, make_net, make_policy
+from toys import MERGING, SIZE
+
+from vitskip.agents import DynamicViT
+from vitskip.agents.image_runner import ImageRunner, RememberingRunner, make_runner
+from vitskip.backbone import Dataset, load_backbone, load_dataset
+from vitskip.envs import ObservationLayout
+
+UNITS = pytest.mark.parametrize("action_unit", ["block", "half"])
+
+
+@pytest.fixture(scope="module")
+def split() -> Dataset:
+    return load_dataset("tiny-digits", "test")
+
+
+def same(net: DynamicViT, run: ImageRunner, reference: ImageRunner) -> None:
+    prediction, trace = run(net)
+    expected, expected_trace = reference(net)
+    assert torch.equal(prediction, expected)
+    assert torch.equal(trace.keep_mask, expected_trace.keep_mask)
+    assert torch.equal(trace.macs, expected_trace.macs)
+
+
+@pytest.mark.parametrize("rule", [*RULES, "plan"])
+@UNITS
+@pytest.mark.parametrize("kind", ["belief", "tokens"])
+@pytest.mark.parametrize("megabytes", [0.005, 10])
+def test_a_memory_changes_nothing(split: Dataset, rule: str, action_unit: str, kind: str, megabytes: float) -> None:
+    """Be it too small for what is visited or not; 64 images in batches of 24, and again with decisions shifted."""
+    net = make_net(rule, action_unit, kind)
+    run, reference = RememberingRunner(split, net.backbone, megabytes, batch_size=24), ImageRunner(split, 24)
+    for lean in (0.0, 0.7, -0.7, 0.0):
+        if rule in ("mlp", "lstm", "plan"):
+            net.lean_to(lean)
+        same(net, run, reference)
+    if rule != "mask":
+        assert distinct(run(net)[1].keep_mask) > 2  # or the test would be weak
+
+
+def test_what_was_visited_is_not_computed_again(split: Dataset) -> None:
+    net = make_net()
+    run = RememberingRunner(split, net.backbone, 10)
+    computed = []
+    for name in ("embed", "run_block"):
+        inner = getattr(net.backbone, name)
+        setattr(net.backbone, name, lambda *args, inner=inner: computed.append(1) or inner(*args))
+    first, *_ = [run(net) for _ in range(4)]  # of newcomers that share a bucket one stays at a time
+    count = len(computed)
+    assert count > 4
+    other = DynamicViT(net.backbone, make_policy("mlp", net.policy.layout)).eval()  # another network, the same paths
+    assert torch.equal(run(other)[0], first[0]) and len(computed) == count
+    net.lean_to(20.0)  # runs all
+    run(net)
+    assert len(computed) > count
+
+
+def test_the_budget_is_shown(split: Dataset) -> None:
+    backbone = load_backbone("tiny-vit4")
+    net = DynamicViT(backbone, make_policy("mlp", ObservationLayout.of(backbone, "belief", "block", True))).eval()
+    run = RememberingRunner(split, backbone, 10)
+    paths = []
+    for net.shown_budget in (0.6, 0.3):
+        same(net, run, ImageRunner(split))
+        paths.append(run(net)[1].keep_mask)
+    assert not torch.equal(*paths)
+
+
+def test_networks_may_observe_different_things(split: Dataset) -> None:
+    backbone = load_backbone("tiny-vit4")
+    run = RememberingRunner(split, backbone, 10)
+    for kind, unit in (("belief", "block"), ("tokens", "block"), ("belief", "half"), ("belief", "block")):
+        same(make_net("mlp", unit, kind, backbone=backbone), run, ImageRunner(split))
+
+
+@pytest.mark.parametrize("other", ["weights", MERGING])
+def test_another_backbone_is_refused(split: Dataset, other: str) -> None:
+    backbone = load_backbone("tiny-vit4" if other == "weights" else other)
+    run = RememberingRunner(split, load_backbone("tiny-vit4"), 10)
+    if other == "weights":
+        run(make_net(backbone=backbone))  # a copy is none
+        with torch.no_grad():
+            next(backbone.parameters()).add_(1)
+    with pytest.raises(ValueError, match="net: expected the backbone whose states are remembered"):
+        run(make_net(backbone=backbone))
+
+
+@pytest.mark.parametrize("megabytes", [-1.0, float("nan")])
+def test_a_memory_has_a_size(split: Dataset, megabytes: Any) -> None:
+    with pytest.raises(ValueError, match="megabytes: expected more than 0"):
+        RememberingRunner(split, load_backbone("tiny-vit4"), megabytes)
+
+
+def test_no_memory_makes_an_ordinary_runner(split: Dataset) -> None:
+    backbone = load_backbone("tiny-vit4")
+    assert type(make_runner(split, backbone, 0)) is ImageRunner
+    assert type(make_runner(split, backbone, 5)) is RememberingRunner
+    assert len(split.first(10)) == 10 and len(split.first(1000)) == SIZE
