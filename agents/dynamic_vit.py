@@ -1,5 +1,6 @@
 """The deployable network: a backbone and a policy, images to logits, skipping for real. Plain torch."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -52,6 +53,8 @@ class DynamicViT(nn.Module):
         last_trace: of the latest forward; None before it.
         shown_budget: what a policy that was trained for several budgets sees as the share of compute to spend, one
             number, or one for each image [B, 1]; others do not look at it. `set_budget` sets it.
+        undecided_sizes: powers of two; batches whose size is nearest to one of them run all units, nothing decided.
+            `vitskip.agents.adaptation.adapt` measures where that is faster; none at first.
         budgets: for each budget of such a policy, the lean with which it spent that on validation images.
 
     Raises:
@@ -80,6 +83,7 @@ class DynamicViT(nn.Module):
         self.mode: Mode = mode
         self.last_trace: Trace | None = None
         self.shown_budget: float | Tensor = 0.5
+        self.undecided_sizes: frozenset[int] = frozenset()
         self.budgets: dict[float, float] = {}
         self._lean = 0.0
         self._unit_macs = backbone.macs.units(action_unit)
@@ -100,6 +104,8 @@ class DynamicViT(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
             raise ValueError(f"images: expected shape [B, 3, S, S], got {list(images.shape)}")
+        if self.undecided_sizes and len(images) and 1 << round(math.log2(len(images))) in self.undecided_sizes:
+            return self._run_all(images)
         tokens = self.backbone.embed(images)
         if self.policy.look_after:
             return self._run_upfront(tokens)
@@ -110,6 +116,11 @@ class DynamicViT(nn.Module):
     def look(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B O"]:
         """What an upfront policy sees of images: the observation after the blocks that always run."""
         return self._run_first(self.backbone.embed(images))[1]
+
+    def _run_all(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
+        macs = torch.full((len(images),), self.backbone.macs.total, device=images.device)
+        self.last_trace = Trace(torch.ones_like(macs, dtype=torch.bool)[:, None].expand(-1, len(self._unit_macs)), macs)
+        return self.backbone(images)
 
     @property
     def first_unit(self) -> int:

@@ -1,7 +1,7 @@
 """Dense against dynamic, timed alternately on real images."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from ..agents.adaptation import wall_time
 from ..agents.dynamic_vit import DynamicViT
 from ..backbone import Backbone
 from ..backbone.token_merging import unmerged
@@ -145,31 +146,17 @@ def benchmark(
         stop = time.perf_counter() + seconds
         while time.perf_counter() < stop or len(dense) < 12:
             batch = resident[torch.randint(len(images), (batch_size,), generator=generator).to(device)]
-            dense.append(_time(unmerged(net.backbone), batch))
-            dynamic.append(_time(net, batch))
+            dense.append(wall_time(unmerged(net.backbone), batch))
+            dynamic.append(wall_time(net, batch))
             assert net.last_trace is not None
             fractions.append(float(net.last_trace.macs.double().mean()) / net.backbone.macs.dense)
             for name, network in networks.items():
-                others[name].append(_time(network, batch))
+                others[name].append(wall_time(network, batch))
         counted = slice(len(dense) // 4, None)
         pair = np.array(dense)[counted], np.array(dynamic)[counted]
         beside = {name: np.array(times)[counted] for name, times in others.items()}
         timings.append(Timing(batch_size, *pair, float(np.mean(fractions[counted])), beside))
     return Benchmark(tuple(timings))
-
-
-@torch.no_grad()
-def _time(run: Callable[[Tensor], Tensor], images: Tensor) -> float:
-    _synchronize(images.device)
-    start = time.perf_counter()
-    run(images)
-    _synchronize(images.device)
-    return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _percentiles(seconds: NDArray[np.float64]) -> dict[str, float]:

@@ -94,6 +94,7 @@ def finished(folder: Path) -> dict[str, Finished]:
         "evaluate without masks": ["evaluate", "RUN", *NO_MASKS],
         "evaluate beside others": ["evaluate", "RUN", "--rival", "tiny-vit4", "tiny-vit4", *NO_MASKS],
         "benchmark": ["benchmark", "RUN", *sizes, "--rival", "tiny-vit4", "--json", "benchmark.json"],
+        "benchmark adapted": ["benchmark", "RUN", *sizes, "--adapt", "--json", "adapted.json"],
         "pretrain": ["pretrain", "--out", "small", *small, "--json", "pretrain.json"],
         "fine-tune": ["pretrain", "--out", "tuned", "--start", "small", *small[-4:], "--skip", "half"],
         "depth of a folder": ["depth", "--backbone", "tuned", "--dataset", "small-digits"],
@@ -160,6 +161,11 @@ def test_benchmark(finished: dict[str, Finished], folder: Path) -> None:
     assert [row["batch_size"] for row in summary["sizes"]] == [1, 4]
     assert {"run", "device", "versions", "threads", "speed_up_geometric_mean", "speed_up_worst"} <= set(summary)
     assert "dense [images/s]" in text and "geo. mean" in text and "tiny-vit4" in text
+    assert summary["adapted"] == {}
+    text = check(finished["benchmark adapted"])
+    adapted = json.loads((folder / "adapted.json").read_text())["adapted"]
+    slow = [size for size, speed_up in adapted.items() if speed_up < 1]
+    assert "1" in adapted and ("runs all blocks in batches of about " + ", ".join(slow) in text) == bool(slow)
 
 
 def test_pretrain(finished: dict[str, Finished], folder: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_static_mask_has_its_own_macs_fraction() -> None:
 
 def test_a_net_that_merges_tokens_stands_beside_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
     net, times = make_net("mask", backbone=load_backbone(MERGING)), []
-    monkeypatch.setattr(throughput, "_time", lambda run, images: (times.append(run), run(images), 1.0)[-1])
+    monkeypatch.setattr(throughput, "wall_time", lambda run, images: (times.append(run), run(images), 1.0)[-1])
     (timing,) = benchmark(net, load_dataset("tiny-digits", "test").images, batch_sizes=(4,), seconds=0.0).timings
     assert isinstance(net.backbone, TokenMergingViT) and isinstance(net.last_trace, Trace)
     assert times == [net.backbone.vit, net] * 12
@@ -84,7 +84,9 @@ def test_medians_ratios_and_quartiles_by_hand() -> None:
 def test_rivals_see_the_same_images_and_stand_beside(monkeypatch: pytest.MonkeyPatch) -> None:
     net, rival, calls = make_net("mask"), load_backbone("tiny-vit4").train(), []
     assert isinstance(rival, ViT)
-    monkeypatch.setattr(throughput, "_time", lambda run, images: (calls.append((run, images)), run(images), 1.0)[-1])
+    monkeypatch.setattr(
+        throughput, "wall_time", lambda run, images: (calls.append((run, images)), run(images), 1.0)[-1]
+    )
     images = load_dataset("tiny-digits", "test").images
     (timing,) = benchmark(net, images, batch_sizes=(4,), seconds=0.0, rivals={"small net": rival}).timings
     assert [run for run, _ in calls] == [net.backbone, net, rival] * 12

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vitskip.agents import DynamicViT
+from vitskip.agents.adaptation import adapt as adapt_net
 from vitskip.agents.run_directory import Run, read, versions
 from vitskip.backbone import Dataset, load_backbone, load_dataset
 from vitskip.envs.config import check_device
@@ -60,6 +61,7 @@ def benchmark(
     seconds: float = 4.0,
     budget: float | None = None,
     rival: tuple[str, ...] = (),
+    adapt: bool = False,
     dataset: str | None = None,
     data_root: str | None = None,
     device: str = "cpu",
@@ -73,6 +75,7 @@ def benchmark(
         seconds: roughly, for each batch size.
         budget: mean share of the dense net's compute, of an agent that was trained for several.
         rival: further backbones, by name or folder, e.g. shallower ones, timed beside it.
+        adapt: first find the small batches in which deciding is slower than running all blocks, and run all there.
         dataset: registered name; what the run was trained on if not given.
         data_root: folder of the data set, if it is not where it was in training.
         device: where to run.
@@ -80,10 +83,15 @@ def benchmark(
     """
     net = DynamicViT.load(run, device=str(check_device(device)), budget=budget)
     images = _split(read(run), "test", dataset, data_root).images
+    adapted = adapt_net(net, images) if adapt else {}
+    if net.undecided_sizes:
+        console.print(f"runs all blocks in batches of about {', '.join(map(str, sorted(net.undecided_sizes)))}")
     rivals = {name: load_backbone(name) for name in rival}
     result = benchmark_net(net, images, batch_sizes=batch_sizes, seconds=seconds, rivals=rivals)
     console.print(benchmark_table(result))
-    write_result(json, {"run": str(run), "device": device, "versions": versions(), **result.summary()})
+    write_result(
+        json, {"run": str(run), "device": device, "versions": versions(), "adapted": adapted, **result.summary()}
+    )
 
 
 def demo(out: Path = Path("runs/demo"), seed: int = 0, scale: float = 1.0, json: Path | None = None) -> None:
