@@ -69,7 +69,7 @@ class RememberingRunner(ImageRunner):
 
     def __call__(self, net: DynamicViT, description: str = "images") -> tuple[Int64[Tensor, " N"], Trace]:
         if not _alike(net.backbone, self.backbone):
-            raise ValueError("net: expected the backbone whose states are remembered, got one of other weights")
+            raise ValueError("net: expected the backbone whose states are remembered, got another one")
         return super().__call__(net, description)
 
     @torch.no_grad()

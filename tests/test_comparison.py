@@ -14,6 +14,7 @@ from toys import DEPTH, MERGING, TINY
 
 from vitskip.agents import DynamicViT
 from vitskip.agents.backbone_tuner import JointConfig
+from vitskip.agents.image_runner import RememberingRunner
 from vitskip.agents.training import TrainConfig
 from vitskip.backbone import load_backbone, load_dataset
 from vitskip.eval import comparison
@@ -63,6 +64,23 @@ def test_what_is_finished_is_only_read(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.undo()
     monkeypatch.setattr(comparison, "train", None)  # the trained run is there: only the evaluation is missing
     assert compare(cells, progress_bar=False)[0]["net"] == first[0]["net"]
+
+
+def test_a_memory_for_states_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration, validation and test go through it."""
+    budgets, runs = (0.65, 0.8), []
+    run = RememberingRunner.__call__
+    monkeypatch.setattr(RememberingRunner, "__call__", lambda self, *args: runs.append(self) or run(self, *args))
+    found = []
+    for memory in (0.0, 5.0):
+        base = replace(BASE, env={**TINY, "budgets": budgets, "prefix_cache": memory})
+        cells = make_cells(base, tmp_path / str(memory), ["a2c"], budgets, [0])
+        found.append(compare(cells, static_mask_images=0, progress_bar=False))
+        assert bool(runs) == bool(memory)
+    assert found[0] == found[1]
+    assert len(set(map(id, runs))) == 3
+    validation, test = runs[-4:-2]
+    assert runs[-4:] == [validation, test, validation, test] and validation is not test
 
 
 def test_a_run_that_was_trained_otherwise_is_refused(tmp_path: Path) -> None:
