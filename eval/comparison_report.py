@@ -1,41 +1,111 @@
-"""What `vitskip compare` found, as a table and as the points of a picture."""
+"""What `vitskip compare` found, as tables and as the points of a picture."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
 from .figures import Point
 from .frontier import hypervolume
+from .grid import Grid
 from .statistics import bootstrap_interval
 
 Evaluations = Sequence[dict[str, Any]]  # of the cells, as `compare` returns them
+REQUIRED = frozenset({"algorithm", "regime", "budget", "seed", "net", "dense", "rivals", "net_minus", "oracles"})
 
 
-def accuracy_table(evaluations: Evaluations) -> Table:
+def read_evaluations(path: Path) -> list[dict[str, Any]]:
+    """What a comparison has found so far.
+
+    Args:
+        path: its folder, finished or not, or the JSON file that it wrote.
+
+    Raises:
+        FileNotFoundError: if there is nothing, or no finished cell.
+        ValueError: if a file holds something else.
+    """
+    files = sorted(path.glob("*/evaluation-*.json")) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"expected a folder of `vitskip compare` with finished cells, got {path}")
+    found = []
+    for file in files:
+        try:
+            values = json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}: expected JSON, got {error}") from error
+        cells = values if isinstance(values, list) else [values]
+        if not cells or not all(isinstance(cell, dict) and cell.keys() >= REQUIRED for cell in cells):
+            raise ValueError(f"{file}: expected what `vitskip compare` writes, with {', '.join(sorted(REQUIRED))}")
+        found += cells
+    by_seed = sorted(found, key=lambda cell: (cell["seed"], cell["algorithm"], cell["budget"]))
+    return by_seed if path.is_dir() else found
+
+
+def accuracy_grid(evaluations: Evaluations) -> Grid:
     """Test accuracy of each algorithm and baseline at each budget: mean over seeds, and its 95% interval.
 
     The hypervolume is that of all its networks together, up to the dense compute. Signs tell what paired tests on the
     same images found in every seed.
     """
     budgets, regimes = _budgets(evaluations), dict.fromkeys(evaluation["regime"] for evaluation in evaluations)
-    seeds = {evaluation["seed"] for evaluation in evaluations}
     full = "; ".join(f"{name} {100 * accuracy:.2f}" for name, accuracy in _full_networks(evaluations).items())
-    table = Table(
-        title=f"{', '.join(regimes)}: test accuracy [%] at a share of the dense compute; {full}; {len(seeds)} seed(s)",
-        caption="= not half a point worse than any of the full networks; > better than every rival (95%, paired)",
-    )
-    for heading in ("network", *(f"{100 * budget:.0f}%" for budget in budgets), "hypervolume", "paths", "bits"):
-        table.add_column(escape(heading), justify="left" if heading == "network" else "right")
+    lines = []
     for name, rows in _series(evaluations).items():
         paths = np.mean([row["distinct_paths"] for row in rows])
         bits = np.mean([row["path_bits"] for row in rows])
         macs, accuracy = (np.array([row[key] for row in rows]) for key in ("macs_fraction", "accuracy"))
         volume = f"{hypervolume(macs, accuracy):.3f}"
-        table.add_row(name, *(_cell(_at(budget, rows)) for budget in budgets), volume, f"{paths:.0f}", f"{bits:.1f}")
-    return table
+        cells = (_cell(_at(budget, rows)) for budget in budgets)
+        lines.append([name, *cells, volume, f"{paths:.0f}", f"{bits:.1f}"])
+    return Grid(
+        f"{', '.join(regimes)}: test accuracy [%] at a share of the dense compute; {full}; {_seeds(evaluations)}",
+        ["network", *map(_percent, budgets), "hypervolume", "paths", "bits"],
+        lines,
+        "= not half a point worse than any of the full networks; > better than every rival (95%, paired)",
+    )
+
+
+def difference_grid(evaluations: Evaluations) -> Grid:
+    """Each algorithm's accuracy minus that of each other network at each budget.
+
+    With one seed the 95% interval is that of the paired test on the test images, with several that of the mean over
+    them.
+    """
+    budgets = _budgets(evaluations)
+    lines = []
+    for algorithm in dict.fromkeys(evaluation["algorithm"] for evaluation in evaluations):
+        mine = [evaluation for evaluation in evaluations if evaluation["algorithm"] == algorithm]
+        for other in dict.fromkeys(name for evaluation in mine for name in evaluation["net_minus"]):
+            tests = [
+                [e["net_minus"][other] for e in _at(budget, mine) if other in e["net_minus"]] for budget in budgets
+            ]
+            lines.append([f"{algorithm} - {other}", *map(_difference, tests)])
+    return Grid(
+        f"difference in test accuracy [points]; {_seeds(evaluations)}",
+        ["networks", *map(_percent, budgets)],
+        lines,
+        "in brackets 95%: of the images with one seed, of the mean over seeds with several",
+    )
+
+
+def _seeds(evaluations: Evaluations) -> str:
+    count = len({evaluation["seed"] for evaluation in evaluations})
+    return f"{count} seed{'s' * (count > 1)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}%"
+
+
+def _difference(tests: Sequence[dict[str, float]]) -> str:
+    if not tests:
+        return "-"
+    values = np.array([test["difference"] for test in tests])
+    one = tests[0]["low"], tests[0]["high"]
+    low, high = one if len(tests) == 1 else bootstrap_interval(values)
+    return f"{100 * values.mean():+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
 
 
 def _full_networks(evaluations: Evaluations) -> dict[str, float]:
@@ -59,7 +129,7 @@ def _budgets(evaluations: Evaluations) -> list[float]:
     return sorted({evaluation["budget"] for evaluation in evaluations})
 
 
-def _at(budget: float, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _at(budget: float, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["budget"] == budget]
 
 
@@ -96,4 +166,4 @@ def _cell(rows: Sequence[dict[str, Any]]) -> str:
     signs = "".join(sorted(set.intersection(*(row.get("signs", set()) for row in rows))))
     low, high = bootstrap_interval(values)
     interval = f" [{100 * low:.2f}, {100 * high:.2f}]" if len(values) > 1 else ""
-    return f"{100 * values.mean():.2f}{escape(interval)}{' ' * bool(signs)}{signs}"
+    return f"{100 * values.mean():.2f}{interval}{' ' * bool(signs)}{signs}"

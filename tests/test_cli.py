@@ -12,7 +12,18 @@ import pytest
 
 from vitskip.agents.run_directory import read
 
-COMMANDS = ("download", "pretrain", "depth", "train", "evaluate", "benchmark", "demo")
+COMMANDS = (
+    "download",
+    "pretrain",
+    "depth",
+    "train",
+    "distill",
+    "evaluate",
+    "benchmark",
+    "compare",
+    "report",
+    "demo",
+)
 TINY = ["--backbone", "tiny-vit4", "--dataset", "tiny-digits"]
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 BATCH = '{"batch_size": 64}'
@@ -46,6 +57,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "device": (["benchmark", "RUN", "--device", "gpu"], 'device: expected a PyTorch device such as "cpu"'),
     "classes": (["pretrain", "--out", "RUN2", "--dataset", "tiny-digits"], "train: expected at least 128 images"),
     "patch": (["pretrain", "--out", "RUN2", "--dataset", "small-digits", "--patch-size", "5"], "image_size: expected"),
+    "no comparison": (["report", "RUN2"], "RUN2"),
+    "no cells": (["report", "RUN"], "expected a folder of `vitskip compare` with finished cells, got"),
     "demo": (["demo", "--out", "RUN2", "--scale", "0"], "scale: expected more than 0, got 0.0"),
 }
 

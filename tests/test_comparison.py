@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from toys import DEPTH, MERGING, TINY
 
+from vitskip.agent_cli import report
 from vitskip.agents import DynamicViT
 from vitskip.agents.backbone_tuner import JointConfig
 from vitskip.agents.image_runner import RememberingRunner
@@ -19,7 +20,8 @@ from vitskip.agents.training import TrainConfig
 from vitskip.backbone import load_backbone, load_dataset
 from vitskip.eval import comparison
 from vitskip.eval.comparison import compare, make_cells
-from vitskip.eval.comparison_report import accuracy_table, frontiers
+from vitskip.eval.comparison_report import accuracy_grid, difference_grid, frontiers, read_evaluations
+from vitskip.eval.grid import Grid
 from vitskip.eval.statistics import bootstrap_interval
 
 BASE = TrainConfig(total_timesteps=16 * DEPTH, num_envs=16, env={**TINY})
@@ -131,9 +133,11 @@ def test_a_net_that_merges_tokens_is_held_against_one_that_does_not(tmp_path: Pa
     assert ("tuned dense" in found["references"]) == (joint is not None)
 
 
-def test_the_table_has_means_and_intervals() -> None:
+@pytest.fixture
+def evaluations() -> list[dict[str, Any]]:
+    """Of two algorithms, one of them with a second seed at one budget."""
     numbers = {"distinct_paths": 4, "path_bits": 1.5, "macs_fraction": 0.5}
-    evaluations = [
+    return [
         {
             "regime": "frozen",
             "algorithm": algorithm,
@@ -143,7 +147,10 @@ def test_the_table_has_means_and_intervals() -> None:
             "net": {"accuracy": accuracy, **numbers},
             "rivals": {"first k": {"accuracy": 0.5 if algorithm == "ppo" else 0.54, **numbers}},
             "oracles": {"agrees": {"accuracy": 0.95, **numbers}},
-            "net_minus": {"dense": {"low": -0.2}, "first k": {"low": accuracy - 0.75}},
+            "net_minus": {
+                "dense": {"difference": accuracy - 0.9, "low": -0.2, "high": 0.1},
+                "first k": {"difference": accuracy - 0.5, "low": accuracy - 0.75, "high": 0.5},
+            },
             "no_worse_by_half_a_point": {"dense": accuracy > 0.8},
         }
         for algorithm, budget, seed, accuracy in (
@@ -153,10 +160,13 @@ def test_the_table_has_means_and_intervals() -> None:
             ("a2c", 0.5, 0, 0.6),
         )
     ]
+
+
+def test_the_table_has_means_and_intervals(evaluations: list[dict[str, Any]]) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(accuracy_table(evaluations))
+    console.print(accuracy_grid(evaluations).table())
     lines = console.export_text().splitlines()
-    assert "dense 90.00; 2 seed(s)" in " ".join(" ".join(lines[:3]).split())
+    assert "dense 90.00; 2 seeds" in " ".join(" ".join(lines[:3]).split())
     ppo = next(line for line in lines if " ppo " in line)
     assert "75.00 [70.00, 80.00] │" in ppo and "85.00 => │" in ppo  # at 30% the second seed is behind
     assert "0.425" in ppo  # 0.85 from half of the compute on
@@ -169,6 +179,56 @@ def test_the_table_has_means_and_intervals() -> None:
         "first k": [(0.5, 0.5), (0.5, pytest.approx(0.52))],
         "dense": [(1.0, pytest.approx(0.9))],
     }
+
+
+def test_differences_have_the_interval_of_the_images_or_of_the_seeds(evaluations: list[dict[str, Any]]) -> None:
+    grid = difference_grid(evaluations)
+    assert list(grid.headings) == ["networks", "30%", "50%"]
+    assert grid.rows == [
+        ["ppo - dense", "-15.00 [-20.00, -10.00]", "-5.00 [-20.00, +10.00]"],
+        ["ppo - first k", "+25.00 [+20.00, +30.00]", "+35.00 [+10.00, +50.00]"],
+        ["a2c - dense", "-", "-30.00 [-20.00, +10.00]"],
+        ["a2c - first k", "-", "+10.00 [-15.00, +50.00]"],
+    ]
+
+
+def test_markdown() -> None:
+    grid = Grid("a [title]", ["network", "30%"], [["  a|b", "1.0 [0.5, 1.5]"]], "what it means")
+    assert grid.markdown() == (
+        "a [title]:\n\n| network | 30% |\n| --- | ---: |\n| a\\|b | 1.0 [0.5, 1.5] |\n\nwhat it means\n"
+    )
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(grid.table())
+    text = console.export_text()
+    assert all(part in text for part in ("a [title]", "1.0 [0.5, 1.5]", "  a|b", "what it means"))
+
+
+def test_a_report_of_what_is_finished(tmp_path: Path) -> None:
+    cells = make_cells(BASE, tmp_path / "runs", ["a2c", "reinforce"], [0.8], [0])
+    found = compare(cells[:1], static_mask_images=0, progress_bar=False)
+    out, figure, values = (tmp_path / "docs" / name for name in ("table.md", "figure.png", "all.json"))
+    report(tmp_path / "runs", out, figure, values)
+    text = out.read_text()
+    assert text == accuracy_grid(found).markdown() + "\n" + difference_grid(found).markdown()
+    assert f"| a2c | {100 * found[0]['net']['accuracy']:.2f}" in text and "a2c - early exit" in text
+    assert figure.stat().st_size > 1000
+    assert json.loads(values.read_text()) == json.loads(json.dumps(found)) == read_evaluations(values)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "broken.json: expected JSON, got"),
+        ("[]", "broken.json: expected what `vitskip compare` writes, with algorithm, budget"),
+        ('{"seed": 0}', "broken.json: expected what `vitskip compare` writes, with algorithm, budget"),
+    ],
+)
+def test_what_is_no_comparison_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "broken.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_evaluations(tmp_path / "broken.json")
+    with pytest.raises(FileNotFoundError, match="expected a folder of `vitskip compare` with finished cells, got"):
+        read_evaluations(tmp_path)
 
 
 def test_the_interval_of_a_mean_of_runs() -> None:

@@ -1,6 +1,7 @@
-"""Commands that train agents: `vitskip train`, `distill` and `compare`."""
+"""Commands that train agents and compare them: `vitskip train`, `distill`, `compare` and `report`."""
 
 import json as jsonlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,8 +21,9 @@ from vitskip.backbone import load_dataset
 from vitskip.envs import EnvConfig
 from vitskip.eval.comparison import compare as compare_cells
 from vitskip.eval.comparison import make_cells
-from vitskip.eval.comparison_report import accuracy_table, frontiers
+from vitskip.eval.comparison_report import accuracy_grid, difference_grid, frontiers, read_evaluations
 from vitskip.eval.figures import draw_accuracy_over_compute
+from vitskip.eval.grid import Grid
 
 from .output import console, write_result
 
@@ -159,11 +161,41 @@ def compare(
     )
     cells = make_cells(base, out, algorithms, at, seeds)
     evaluations = compare_cells(cells, rivals=rival, static_mask_images=static_mask_images)
-    console.print(accuracy_table(evaluations))
-    if figure is not None:
-        points = frontiers(evaluations)
-        draw_accuracy_over_compute(points, figure, lines=[name for name in points if name not in algorithms])
+    _show(evaluations, figure)
     write_result(json, evaluations)
+
+
+def report(
+    comparison: tyro.conf.Positional[Path],
+    out: Path | None = None,
+    figure: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Print what `vitskip compare` has found so far, and write it as Markdown.
+
+    Args:
+        comparison: the folder that `vitskip compare` was given, or the JSON file that it wrote.
+        out: Markdown file to write.
+        figure: also draw accuracy over compute into this PNG file.
+        json: also write all numbers into one file.
+    """
+    evaluations = read_evaluations(comparison)
+    grids = _show(evaluations, figure)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("\n".join(grid.markdown() for grid in grids))
+    write_result(json, evaluations)
+
+
+def _show(evaluations: Sequence[dict[str, Any]], figure: Path | None) -> tuple[Grid, ...]:
+    grids = accuracy_grid(evaluations), difference_grid(evaluations)
+    for grid in grids:
+        console.print(grid.table())
+    if figure is not None:
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        points, algorithms = frontiers(evaluations), {evaluation["algorithm"] for evaluation in evaluations}
+        draw_accuracy_over_compute(points, figure, lines=[name for name in points if name not in algorithms])
+    return grids
 
 
 def _json_object(argument: str, text: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from vitskip.eval.tables import benchmark_table, comparison_table
 from vitskip.eval.throughput import BATCH_SIZES
 from vitskip.eval.throughput import benchmark as benchmark_net
 
-from .agent_cli import compare, distill, train
+from .agent_cli import compare, distill, report, train
 from .backbone_cli import depth, download, pretrain
 from .output import console, write_result
 
@@ -108,7 +108,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, scale: float = 1.0, json:
 
 def main() -> None:
     """Entry point of `vitskip`."""
-    commands = (download, pretrain, depth, train, distill, evaluate, benchmark, compare, demo)
+    commands = (download, pretrain, depth, train, distill, evaluate, benchmark, compare, report, demo)
     try:
         tyro.extras.subcommand_cli_from_dict({command.__name__: command for command in commands}, prog="vitskip")
     except (ValueError, OSError) as error:
