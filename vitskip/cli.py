@@ -75,15 +75,16 @@ def benchmark(
         seconds: roughly, for each batch size.
         budget: mean share of the dense net's compute, of an agent that was trained for several.
         rival: further backbones, by name or folder, e.g. shallower ones, timed beside it.
-        adapt: first find the small batches in which deciding is slower than running all blocks, and run all there.
+        adapt: first find, on validation images, the small batches in which deciding is slower than running all blocks,
+            and run all there.
         dataset: registered name; what the run was trained on if not given.
         data_root: folder of the data set, if it is not where it was in training.
         device: where to run.
         json: also write the numbers here.
     """
-    net = DynamicViT.load(run, device=str(check_device(device)), budget=budget)
-    images = _split(read(run), "test", dataset, data_root).images
-    adapted = adapt_net(net, images) if adapt else {}
+    net, record = DynamicViT.load(run, device=str(check_device(device)), budget=budget), read(run)
+    images = _split(record, "test", dataset, data_root).images
+    adapted = adapt_net(net, _split(record, "validation", dataset, data_root).images) if adapt else {}
     if net.undecided_sizes:
         console.print(f"runs all blocks in batches of about {', '.join(map(str, sorted(net.undecided_sizes)))}")
     rivals = {name: load_backbone(name) for name in rival}
