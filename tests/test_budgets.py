@@ -13,9 +13,10 @@ from toys import DEPTH, TINY, tiny_core
 
 import vitskip  # noqa: F401 - registers the ids
 from vitskip import agent_cli
-from vitskip.agents import DynamicViT, Policy, train
+from vitskip.agents import DynamicViT, Policy, make_agent, train
 from vitskip.agents.backbone_tuner import JointConfig
 from vitskip.agents.budget import calibrate, macs_fraction
+from vitskip.agents.extraction import extract_actor
 from vitskip.agents.image_runner import ImageRunner
 from vitskip.agents.joint import JointTraining
 from vitskip.agents.run_directory import read
@@ -207,9 +208,39 @@ def test_a_comparison_trains_the_agent_once(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("algorithm", ["gumbel", "router"])
-def test_algorithms_without_a_reward_refuse_several(tmp_path: Path, algorithm: str) -> None:
-    with pytest.raises(ValueError, match="budgets: expected none for "):
-        train(TrainConfig(algorithm, 16, num_envs=4, env=ENV), tmp_path, progress_bar=False)
+def test_rivals_without_a_reward_pay_the_price_of_each_budget(algorithm: str) -> None:
+    venv = make_sb3_env("ViTSkip-v0", num_envs=32, seed=0, **{**TINY, "budgets": [0.65, 0.95]})
+    venv.core.cost_weight = np.array([5.0, -5.0])  # paid to run where the budget is large
+    agent: Any = make_agent(algorithm, venv, learning_rate=0.03)
+    agent.learn(40 * 32 * DEPTH)
+    assert set(agent.cost_weights.unique().tolist()) == {5.0, -5.0}
+    net = DynamicViT(venv.core.backbone, extract_actor(agent.policy, venv.core.layout)).eval()
+    spent = []
+    for budget in (0.65, 0.95):
+        net.shown_budget = budget
+        spent.append(macs_fraction(net, ImageRunner(load_dataset("digits", "validation").first(100))))
+    assert spent[0] + 0.2 < spent[1]
+
+
+def test_the_gate_sees_what_the_environment_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    venv = make_sb3_env("ViTSkip-v0", num_envs=4, seed=0, **ENV)
+    core = venv.core
+    core.cost_share = np.array([0.7, 0.1, 0.1, 0.1])  # what is paid is not what is seen
+    agent: Any = make_agent("gumbel", venv)
+    seen = []
+
+    def run(observation: torch.Tensor) -> torch.Tensor:
+        seen.append(observation)
+        return torch.full((len(observation),), 100.0)
+
+    monkeypatch.setattr(agent, "log_odds", run)
+    index, budgets = np.arange(4), np.array([2, 0, 1, 2])
+    agent._gated_pass(torch.from_numpy(index), torch.from_numpy(core.budgets[budgets, None]).float())
+    core.reset(np.arange(4), index, budgets)
+    for observation in seen:
+        torch.testing.assert_close(observation, core.observe())
+        core.step(np.ones(4, int))
+    assert len(seen) == DEPTH
 
 
 def test_a_planner_is_taught_at_the_budget_that_it_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,7 @@ def test_the_best_prefix_is_the_best_of_all_prefixes() -> None:
     venv = make_sb3_env(num_envs=4, cost_weight=0.7, **TINY)
     core, backbone = venv.core, load_backbone("tiny-vit4").eval()
     images, labels = core.dataset.images[:12], core.dataset.labels[:12]
-    best = best_prefix(core, images, labels)
+    best = best_prefix(core, images, labels, torch.full((len(images),), float(core.cost_weight[0])))
     scores = []
     with torch.no_grad():
         for k in range(1, DEPTH + 1):
