@@ -1,7 +1,7 @@
 """Algorithms by name: Stable-Baselines3's, sb3-contrib's and ours, with defaults that work on twelve-step episodes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
@@ -167,10 +167,7 @@ def make_agent(
         ValueError: if the name or a hyperparameter is unknown, or `n_steps` would cut episodes.
     """
     algorithm = ALGORITHMS[name]
-    valid = accepted_hyperparameters(algorithm.make)
-    for hyperparameter in hyperparameters:
-        if hyperparameter not in valid:
-            raise unknown_name("hyperparameter", hyperparameter, valid)
+    check_hyperparameters(name, hyperparameters)
     arguments = {**algorithm.hyperparameters, **hyperparameters}
     if algorithm.episodes_per_update is not None:
         length = episode_length(venv)
@@ -196,6 +193,18 @@ def make_agent(
     )
     _open(agent)
     return agent
+
+
+def check_hyperparameters(name: str, hyperparameters: Iterable[str]) -> None:
+    """Refuse those that an algorithm does not take.
+
+    Raises:
+        ValueError: with the nearest right name.
+    """
+    valid = accepted_hyperparameters(ALGORITHMS[name].make)
+    for hyperparameter in hyperparameters:
+        if hyperparameter not in valid:
+            raise unknown_name("hyperparameter", hyperparameter, valid)
 
 
 def accepted_hyperparameters(make: type[BaseAlgorithm]) -> set[str]:

@@ -22,6 +22,7 @@ COMMANDS = (
     "benchmark",
     "compare",
     "report",
+    "sweep",
     "demo",
 )
 TINY = ["--backbone", "tiny-vit4", "--dataset", "tiny-digits"]
@@ -59,6 +60,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "patch": (["pretrain", "--out", "RUN2", "--dataset", "small-digits", "--patch-size", "5"], "image_size: expected"),
     "no comparison": (["report", "RUN2"], "RUN2"),
     "no cells": (["report", "RUN"], "expected a folder of `vitskip compare` with finished cells, got"),
+    "sweep": (["sweep", "RUN2", *TINY, "--vary", '{"gama": [1]}'], "unknown hyperparameter 'gama'"),
     "demo": (["demo", "--out", "RUN2", "--scale", "0"], "scale: expected more than 0, got 0.0"),
 }
 

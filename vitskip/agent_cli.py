@@ -1,4 +1,4 @@
-"""Commands that train agents and compare them: `vitskip train`, `distill`, `compare` and `report`."""
+"""Commands that train agents and compare them: `vitskip train`, `distill`, `compare`, `report` and `sweep`."""
 
 import json as jsonlib
 from collections.abc import Sequence
@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import tyro
 
 from vitskip.agents import DynamicViT
+from vitskip.agents.algorithms import ALGORITHMS
 from vitskip.agents.backbone_tuner import JointConfig
 from vitskip.agents.budget import calibrate, macs_fraction
 from vitskip.agents.distillation import DistillConfig
 from vitskip.agents.distillation import distill as distill_agent
 from vitskip.agents.image_runner import ImageRunner
-from vitskip.agents.run_directory import read
+from vitskip.agents.run_directory import read, versions
 from vitskip.agents.training import CALIBRATION_IMAGES, TrainConfig
 from vitskip.agents.training import train as train_agent
 from vitskip.backbone import load_dataset
@@ -24,6 +25,8 @@ from vitskip.eval.comparison import make_cells
 from vitskip.eval.comparison_report import accuracy_grid, difference_grid, frontiers, read_evaluations
 from vitskip.eval.figures import draw_accuracy_over_compute
 from vitskip.eval.grid import Grid
+from vitskip.eval.sweep import make_trials, sweep_grid
+from vitskip.eval.sweep import sweep as sweep_trials
 
 from .output import console, write_result
 
@@ -185,6 +188,38 @@ def report(
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("\n".join(grid.markdown() for grid in grids))
     write_result(json, evaluations)
+
+
+def sweep(
+    out: tyro.conf.Positional[Path],
+    algorithms: tuple[str, ...] = tuple(ALGORITHMS),
+    budget: float = 0.3,
+    vary: str | None = None,
+    seeds: tuple[int, ...] = (0,),
+    total_timesteps: int = 400_000,
+    env: EnvFlags = EnvConfig(),  # noqa: B008 - frozen
+    json: Path | None = None,
+) -> None:
+    """Try settings of algorithms at one budget, on validation images; resumes what is missing.
+
+    Args:
+        out: folder of the run directories.
+        algorithms: names.
+        budget: mean share of the dense net's compute that all hold.
+        vary: JSON object of the values of hyperparameters, e.g. '{"learning_rate": [0.001, 0.003]}', of which all
+            combinations are tried; a few around each algorithm's defaults if not given.
+        seeds: of training; accuracies are means over them.
+        total_timesteps: environment steps of each run.
+        env: environment arguments.
+        json: also write the numbers here.
+    """
+    base = TrainConfig(total_timesteps=total_timesteps, env=env.changed(), budget=budget)
+    values = None if vary is None else _json_object("vary", vary)
+    rows = sweep_trials(make_trials(base, out, algorithms, seeds, values))
+    grid = sweep_grid(rows, budget)
+    console.print(grid.table())
+    arguments = {"budget": budget, "total_timesteps": total_timesteps, "env": env.arguments()}
+    write_result(json, {"settings": arguments, "versions": versions(), "trials": rows})
 
 
 def _show(evaluations: Sequence[dict[str, Any]], figure: Path | None) -> tuple[Grid, ...]:

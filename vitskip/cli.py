@@ -20,7 +20,7 @@ from vitskip.eval.tables import benchmark_table, comparison_table
 from vitskip.eval.throughput import BATCH_SIZES
 from vitskip.eval.throughput import benchmark as benchmark_net
 
-from .agent_cli import compare, distill, report, train
+from .agent_cli import compare, distill, report, sweep, train
 from .backbone_cli import depth, download, pretrain
 from .output import console, write_result
 
@@ -109,7 +109,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, scale: float = 1.0, json:
 
 def main() -> None:
     """Entry point of `vitskip`."""
-    commands = (download, pretrain, depth, train, distill, evaluate, benchmark, compare, report, demo)
+    commands = (download, pretrain, depth, train, distill, evaluate, benchmark, compare, report, sweep, demo)
     try:
         tyro.extras.subcommand_cli_from_dict({command.__name__: command for command in commands}, prog="vitskip")
     except (ValueError, OSError) as error:
@@ -117,7 +117,7 @@ def main() -> None:
         raise SystemExit(2) from error
     except KeyboardInterrupt:
         Console(stderr=True).print(
-            "\nstopped; `pretrain`, `train` and `compare` go on from the last checkpoint when given again"
+            "\nstopped; `pretrain`, `train`, `compare` and `sweep` go on from the last checkpoint when given again"
         )
         raise SystemExit(130) from None
 
