@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -38,6 +38,8 @@ class JointConfig:
         label_weight: of the cross-entropy; the divergence from the original full net's belief has weight 1.
         deep_supervision: weight of the same loss of what the head says on the way, after each unit that ran (Lee et
             al., 2015), on average over an image's units; costs the head alone.
+        full_share: share of a step's images, in [0, 1), that take the full path instead of the agent's, so that the
+            full net keeps up (as the largest width does by the sandwich rule of Yu & Huang, 2019).
         augmentation: name of a preset in `AUGMENTATIONS`.
         averaged_rounds: last rounds whose final weights are averaged (stochastic weight averaging, Izmailov et al.,
             2018); 1 takes the last one's as they are.
@@ -55,6 +57,7 @@ class JointConfig:
     label_smoothing: float = 0.1
     label_weight: float = 0.5
     deep_supervision: float = 0.0
+    full_share: float = 0.0
     augmentation: str = "digits"
     averaged_rounds: int = 1
     precision: Precision = "float32"
@@ -67,7 +70,14 @@ class JointConfig:
         for name in ("label_weight", "deep_supervision"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        if not 0 <= self.full_share < 1:
+            raise ValueError(f"full_share: expected a share of the images in [0, 1), got {self.full_share}")
         self.recipe(0)
+
+    @property
+    def of_dense(self) -> "JointConfig":
+        """The same for the full net alone, every image of which takes the full path anyway."""
+        return replace(self, full_share=0.0)
 
     def recipe(self, seed: int) -> Recipe:
         """The same as a recipe of the backbone's training."""

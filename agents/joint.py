@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..backbone import Dataset
 from ..envs.core import SkipCore
@@ -28,7 +29,7 @@ class JointTraining(BaseCallback):
 
     Attributes:
         tuner: what trains the ViT.
-        curve: columns over rounds: mean loss, mean MACs share of the paths.
+        curve: columns over rounds: mean loss, mean MACs share of the agent's paths.
     """
 
     def __init__(
@@ -74,11 +75,12 @@ class JointTraining(BaseCallback):
         spent = []
 
         def choose(images: Tensor, step: int) -> Tensor:
-            net.shown_budget = self._draw_budgets(len(images), step)
-            net(images)
+            full = round(self.config.full_share * len(images))
+            net.shown_budget = self._draw_budgets(len(images) - full, step)
+            net(images[full:])
             assert net.last_trace is not None
             spent.append(net.last_trace.macs.float().mean())
-            return net.last_trace.keep_mask
+            return F.pad(net.last_trace.keep_mask, (0, 0, full, 0), value=True)
 
         self.curve["loss"].append(self.tuner.train_round(choose))
         self.core.weights_changed()

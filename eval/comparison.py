@@ -6,7 +6,7 @@ validation part; the test part is touched once per cell, by `evaluate`.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def compare(
     for cell in cells:
         check_settings(cell.folder, cell.config.record)
         if cell.config.joint:
-            check_settings(cell.dense_folder, {"joint": cell.config.record["joint"]})
+            check_settings(cell.dense_folder, {"joint": asdict(cell.config.joint.of_dense)})
     opponents: dict[Path | None, Rivals] = {}
     references: dict[int, dict[str, Measurement]] = {}  # by seed
     evaluations = []
@@ -176,7 +176,7 @@ def _tune_dense(cell: Cell, joint: JointConfig, whole: DynamicViT, name: str, pr
     """Train a dense network as long as a joint run trains its own; `whole` is changed."""
     dataset = cell.config.env_config.load_dataset("train").to(cell.config.env_config.device)
     checkpoint = cell.dense_folder / "checkpoint.safetensors"
-    tune_dense(whole.backbone, dataset, joint, checkpoint, seed=cell.config.seed, progress_bar=progress_bar)
-    record = {"train": {"joint": cell.config.record["joint"], "seed": cell.config.seed}}
+    tune_dense(whole.backbone, dataset, joint.of_dense, checkpoint, seed=cell.config.seed, progress_bar=progress_bar)
+    record = {"train": {"joint": asdict(joint.of_dense), "seed": cell.config.seed}}
     whole.save(cell.dense_folder, backbone_name=name, record=record)
     checkpoint.unlink()

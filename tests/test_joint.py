@@ -72,6 +72,26 @@ def test_the_vit_learns_on_the_agents_paths(settings: dict) -> None:
     assert joint.curve["macs_fraction"] == [pytest.approx(expected)] * 8
 
 
+def test_some_images_take_the_full_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of each step's images; the others take the agent's, at budgets of their own."""
+    core = tiny_core(16)
+    policy = Policy("mask", core.layout, keep=[True, False, True, False])
+    config = replace(JOINT, full_share=0.25)
+    joint = JointTraining(core, lambda: policy, config, dataset=core.dataset, progress_bar=False)
+    taken, descend = [], joint.tuner._descend
+
+    def spy(images: torch.Tensor, targets: torch.Tensor, keep_mask: torch.Tensor) -> torch.Tensor:
+        taken.append(keep_mask)
+        return descend(images, targets, keep_mask)
+
+    monkeypatch.setattr(joint.tuner, "_descend", spy)
+    joint.train_backbone()
+    for keep_mask in taken:
+        assert keep_mask.tolist() == [[True] * DEPTH] * 4 + [[True, False, True, False]] * 12
+    expected = (core.backbone.macs.total - sum(core.backbone.macs.units("block")[1::2])) / core.backbone.macs.total
+    assert joint.curve["macs_fraction"] == [pytest.approx(expected)]
+
+
 def test_deep_supervision_by_hand() -> None:
     """The mean over the units that ran, of one image after another, is added to the loss of the answer."""
     config = replace(JOINT, deep_supervision=0.7, label_smoothing=0.0)
@@ -148,6 +168,7 @@ def test_the_dense_twin_gets_the_same_batches_and_steps(tmp_path: Path) -> None:
     )
     for _ in range(JOINT.rounds):
         joint.train_backbone()
+    assert replace(JOINT, full_share=0.5).of_dense == JOINT
     tune_dense(backbone, core.dataset, JOINT, tmp_path / "checkpoint", seed=3, progress_bar=False)
     assert same_weights(backbone, core.backbone)
     assert not same_weights(backbone, load_backbone("tiny-vit4"))
@@ -219,6 +240,7 @@ def final_rewards(core: SkipCore) -> torch.Tensor:
         ({"label_weight": -1.0}, r"label_weight: expected at least 0, got -1.0"),
         ({"augmentation": "digit"}, "unknown augmentation 'digit'"),
         ({"deep_supervision": -0.5}, "deep_supervision: expected at least 0, got -0.5"),
+        ({"full_share": 1.0}, r"full_share: expected a share of the images in \[0, 1\), got 1.0"),
         ({"learning_rate": 0.0}, "learning_rate: expected a value in its range"),
     ],
 )
