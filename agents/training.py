@@ -168,6 +168,8 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
         reset_num_timesteps=not done,
         progress_bar=progress_bar,
     )
+    if core.prefix_cache is not None:
+        core.prefix_cache.clear()  # calibration claims as much
     net = DynamicViT(core.backbone, extract(), action_unit=env_config.action_unit).eval()
     record = {
         "train": config.record,

@@ -38,11 +38,13 @@ class StateTable:
             where it does not hold one bucket, nothing is kept.
     """
 
+    _keys: NDArray[np.int64]  # -1 where a place is empty
+    _eldest: NDArray[np.uint8]  # place of each bucket that is given away next
+    _values: tuple[Tensor, ...] | None  # each [buckets * WAYS, ...]
+
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._keys = np.zeros((0, WAYS), np.int64)  # -1 where a place is empty
-        self._eldest = np.zeros(0, np.uint8)  # place of each bucket that is given away next
-        self._values: tuple[Tensor, ...] | None = None  # each [buckets * WAYS, ...]
+        self.clear()
 
     def __getstate__(self) -> dict[str, object]:
         return vars(type(self)(self.max_bytes)).copy()
@@ -57,9 +59,8 @@ class StateTable:
         return self._keys.nbytes + self._eldest.nbytes + values
 
     def clear(self) -> None:
-        """Forget everything; the memory stays claimed."""
-        self._keys.fill(-1)
-        self._eldest.fill(0)
+        """Forget everything, and give the memory back."""
+        self._keys, self._eldest, self._values = np.zeros((0, WAYS), np.int64), np.zeros(0, np.uint8), None
 
     def find(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Slots of keys of any shape, -1 where a key is not there."""

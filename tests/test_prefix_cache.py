@@ -278,7 +278,9 @@ def test_a_table_gives_back_what_was_put_in() -> None:
     assert table.rows(slots[there])[0].tolist() == [[key % 9973] * 3 for key in every[there]]
     assert there[-5:].mean() > 0.8 and not there[:-50].any()  # the youngest are there, the eldest are gone
     table.clear()
-    assert len(table) == 0 and (table.find(every) == -1).all()
+    assert len(table) == 0 and (table.find(every) == -1).all() and table.nbytes == 0
+    table.insert(every[0], torch.ones(5, 3))
+    assert len(table) == 5
 
 
 def test_the_eldest_of_a_bucket_makes_room() -> None:
