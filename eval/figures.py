@@ -32,17 +32,33 @@ def draw_reward_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path
 
 
 def draw_accuracy_over_compute(points: Mapping[str, Sequence[Point]], path: Path, *, lines: Sequence[str] = ()) -> None:
-    """Accuracy over compute, joined in order of compute, one colour per network; names in `lines` are thin."""
+    """Accuracy over compute, joined in order of compute, one colour per network; names in `lines` are thin.
+
+    Thin lines far below all others leave the picture; the legend says so.
+    """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
+    bottom, top = shown_range(points, lines)
     for name, values in points.items():
         macs, accuracy = 100 * np.array(sorted(values)).T
-        thin = name in lines
-        axes.plot(macs, accuracy, "o--" if thin else "D-", label=name, markersize=4 if thin else 7, linewidth=1.2)
+        thin, label = name in lines, name if accuracy.max() >= 100 * bottom else f"{name} (below)"
+        axes.plot(macs, accuracy, "o--" if thin else "D-", label=label, markersize=4 if thin else 7, linewidth=1.2)
     axes.set(xlabel="compute, policy included [% of dense MACs]", ylabel="test accuracy [%]")
+    axes.set_ylim(100 * bottom, 100 * top)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=150)
+
+
+def shown_range(points: Mapping[str, Sequence[Point]], lines: Sequence[str]) -> tuple[float, float]:
+    """Accuracies at the bottom and the top of a picture: networks that are not in `lines` have the upper third."""
+    accuracies = {name: [accuracy for _, accuracy in values] for name, values in points.items()}
+    every = [accuracy for values in accuracies.values() for accuracy in values]
+    thick = [accuracy for name, values in accuracies.items() if name not in lines for accuracy in values]
+    best, lowest = max(every), min(thick or every)
+    bottom = max(min(every), lowest - 2 * (best - lowest))
+    margin = 0.05 * (best - bottom) or 0.01
+    return bottom - margin, best + margin
 
 
 def draw_episodes(net: DynamicViT, dataset: Dataset, index: Sequence[int], path: Path) -> None:

@@ -14,7 +14,7 @@ from vitskip.backbone import load_backbone, load_dataset
 from vitskip.envs import ObservationLayout
 from vitskip.envs.single import episode_frame
 from vitskip.envs.viewer import WIDTH, draw_strip
-from vitskip.eval.figures import draw_accuracy_over_compute, draw_episodes, draw_reward_curves
+from vitskip.eval.figures import draw_accuracy_over_compute, draw_episodes, draw_reward_curves, shown_range
 
 CURVE = {
     "timesteps": [1e5, 2e5, 3e5],
@@ -42,6 +42,14 @@ def test_reward_curves(tmp_path: Path) -> None:
     assert one.shape[1] > 2 * one.shape[0] > 600  # three panels side by side
     assert 0.01 < share_drawn(one) < 0.5
     assert (one != two).any()
+
+
+def test_lines_far_below_leave_the_picture() -> None:
+    points = {"random skip": [(0.3, 0.1), (0.5, 0.2)], "first k": [(0.3, 0.8)], "PPO": [(0.3, 0.88), (0.5, 0.9)]}
+    thin = ("random skip", "first k")
+    assert shown_range(points, thin) == pytest.approx((0.837, 0.903))
+    assert shown_range(points, ()) == pytest.approx((0.06, 0.94))
+    assert shown_range({"PPO": [(0.3, 0.9)]}, ()) == pytest.approx((0.89, 0.91))
 
 
 def test_accuracy_over_compute(tmp_path: Path) -> None:
