@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from ..backbone.token_merging import unmerged
 from .dynamic_vit import DynamicViT
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -17,10 +18,10 @@ WARM_UP = 3  # rounds that are not counted
 def adapt(
     net: DynamicViT, images: Shaped[Tensor, "N 3 H W"], *, batch_sizes: Sequence[int] = BATCH_SIZES, rounds: int = 20
 ) -> dict[int, float]:
-    """Let a network decide only in batches where that is faster on this machine than to run all its units.
+    """Let a network decide only in batches where that is faster on this machine than to run all units on all tokens.
 
     Both are timed in turn on the same images. What comes out belongs to this machine, its number of threads and this
-    budget, and is not saved; accuracy in small batches becomes that of the network's full path.
+    budget, and is not saved; accuracy in small batches becomes that of the network's full path without merging.
 
     Args:
         net: in eval mode; its `undecided_sizes` are set.
@@ -52,7 +53,7 @@ def _speed_up(net: DynamicViT, images: Shaped[Tensor, "N 3 H W"], size: int, rou
     seconds = []
     for _ in range(WARM_UP + rounds):
         batch = images[torch.randint(len(images), (size,), generator=generator).to(images.device)]
-        seconds.append([wall_time(run, batch) for run in (net.backbone, net)])
+        seconds.append([wall_time(run, batch) for run in (unmerged(net.backbone), net)])
     whole, decided = np.median(seconds[WARM_UP:], axis=0)
     return float(whole / decided)
 

@@ -16,6 +16,7 @@ from ..backbone.masked import run_units
 from ..backbone.paths import units_of_block_0
 from ..backbone.protocol import ActionUnit, unit_runner
 from ..backbone.registry import unknown_name
+from ..backbone.token_merging import unmerged
 from ..envs.observation import ObservationKind, ObservationLayout
 from . import run_directory
 from .observer import Observer, State
@@ -53,8 +54,9 @@ class DynamicViT(nn.Module):
         last_trace: of the latest forward; None before it.
         shown_budget: what a policy that was trained for several budgets sees as the share of compute to spend, one
             number, or one for each image [B, 1]; others do not look at it. `set_budget` sets it.
-        undecided_sizes: powers of two; batches whose size is nearest to one of them run all units, nothing decided.
-            `vitskip.agents.adaptation.adapt` measures where that is faster; none at first.
+        undecided_sizes: powers of two; batches whose size is nearest to one of them run all units on all tokens,
+            nothing decided and nothing merged. `vitskip.agents.adaptation.adapt` measures where that is faster; none
+            at first.
         budgets: for each budget of such a policy, the lean with which it spent that on validation images.
 
     Raises:
@@ -118,9 +120,10 @@ class DynamicViT(nn.Module):
         return self._run_first(self.backbone.embed(images))[1]
 
     def _run_all(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
-        macs = torch.full((len(images),), self.backbone.macs.total, device=images.device)
+        whole = unmerged(self.backbone)
+        macs = torch.full((len(images),), whole.macs.total, device=images.device)
         self.last_trace = Trace(torch.ones_like(macs, dtype=torch.bool)[:, None].expand(-1, len(self._unit_macs)), macs)
-        return self.backbone(images)
+        return whole(images)
 
     @property
     def first_unit(self) -> int:

@@ -16,6 +16,7 @@ from ..agents.dynamic_vit import DynamicViT
 from ..agents.run_directory import Run, read
 from ..backbone import Backbone, Dataset, load_backbone, load_dataset
 from ..backbone.backbones import unmerged_name
+from ..backbone.token_merging import unmerged
 from .measurement import measure
 from .statistics import paired_test
 
@@ -56,13 +57,17 @@ def results_on(
 ) -> dict[str, dict[str, Any]]:
     """Accuracy and share of the dense compute by budget, and paired tests against full networks.
 
-    Those are the net's own ("dense"), and the one that joint training or merging of tokens began with ("original").
+    Those are the net's own ("dense"), and the one that joint training or merging of tokens began with ("original"). The
+    net's own without merging ("unmerged"), which runs where deciding does not pay, is measured only.
     """
     networks = {"dense": net.backbone} | ({"original": original} if original else {})
     full = {name: _correct(network, test) for name, network in networks.items()}
+    measured, whole = dict(full), unmerged(net.backbone)
+    if whole is not net.backbone:
+        networks["unmerged"], measured["unmerged"] = whole, _correct(whole, test)
     found: dict[str, dict[str, Any]] = {
         name: {"accuracy": float(correct.mean()), "macs_fraction": networks[name].macs.total / net.backbone.macs.dense}
-        for name, correct in full.items()
+        for name, correct in measured.items()
     }
     for budget in budgets or sorted(net.budgets) or (None,):
         if budget is not None:

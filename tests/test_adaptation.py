@@ -6,10 +6,11 @@ import pytest
 import torch
 from nets import make_net
 from torch import Tensor
+from toys import MERGING
 
 from vitskip.agents import DynamicViT, adaptation
 from vitskip.agents.adaptation import adapt
-from vitskip.backbone import load_dataset
+from vitskip.backbone import load_backbone, load_dataset
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,17 @@ def test_small_batches_run_all_where_that_is_faster(images: Tensor, monkeypatch:
     assert torch.equal(net(images[:6]), decided[0])
     assert torch.equal(net.last_trace.keep_mask, decided[1].keep_mask)
     assert torch.equal(net.last_trace.macs, decided[1].macs)
+
+
+def test_where_nothing_is_decided_nothing_is_merged(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, plain, calls = make_net(backbone=load_backbone(MERGING)), load_backbone("tiny-vit4"), []
+    monkeypatch.setattr(adaptation, "wall_time", slow_up_to(4, net, calls))
+    adapt(net, images, batch_sizes=(4, 8), rounds=1)
+    with torch.no_grad():
+        assert torch.equal(net(images[:4]), plain(images[:4]))
+        assert torch.equal(calls[0][0](images[:4]), plain(images[:4]))
+    assert net.last_trace.macs.tolist() == [plain.macs.total] * 4
+    assert not torch.equal(net.backbone(images[:4]), plain(images[:4]))
 
 
 def test_it_is_measured_anew(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import DEPTH, TINY
+from nets import make_net
+from toys import DEPTH, MERGING, TINY
 
 from vitskip.agents import DynamicViT, run_directory, train
 from vitskip.agents.run_directory import SHIPPED, read, shipped_runs
 from vitskip.agents.training import TrainConfig
-from vitskip.backbone import load_dataset
+from vitskip.backbone import load_backbone, load_dataset
 from vitskip.eval.ship import original_of, results_on, ship
 
 IMAGES = Path(__file__).parents[2] / "shared" / "data"
-NOT_BUDGETS = {"dense", "original", "net"}
+NOT_BUDGETS = {"dense", "original", "unmerged", "net"}
 EVERY_SHIPPED = pytest.mark.parametrize("name", shipped_runs())
 
 
@@ -38,6 +39,15 @@ def test_a_run_is_made_small(tmp_path: Path) -> None:
     copy.set_budget(0.8)
     accuracy = (copy(test.images).argmax(1) == test.labels).float().mean().item()
     assert record["test"]["0.8"]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_a_net_that_merges_is_measured_without_merging_too() -> None:
+    test, net = load_dataset("tiny-digits", "test"), make_net(backbone=load_backbone(MERGING))
+    found = results_on(net, test)
+    with torch.no_grad():
+        right = load_backbone("tiny-vit4")(test.images).argmax(1) == test.labels
+    assert found["unmerged"] == {"accuracy": pytest.approx(right.float().mean().item()), "macs_fraction": 1.0}
+    assert found["dense"]["macs_fraction"] < 1 and "minus_unmerged" not in found["net"]
 
 
 def test_a_shipped_run_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
