@@ -117,7 +117,8 @@ def main() -> None:
         raise SystemExit(2) from error
     except KeyboardInterrupt:
         Console(stderr=True).print(
-            "\nstopped; `pretrain`, `train`, `compare` and `sweep` go on from the last checkpoint when given again"
+            "\nstopped; `pretrain`, `train`, `compare` and `sweep` go on from the last checkpoint when given again",
+            soft_wrap=True,
         )
         raise SystemExit(130) from None
 
