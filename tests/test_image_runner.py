@@ -1,13 +1,14 @@
 """Networks over a split: with and without a memory for states they are the same."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from nets import RULES, distinct, make_net, make_policy
-from toys import MERGING, SIZE
+from toys import DEPTH, MERGING, SIZE, TINY
 
-from vitskip.agents import DynamicViT
+from vitskip.agents import DynamicViT, training
 from vitskip.agents.image_runner import ImageRunner, RememberingRunner, make_runner
 from vitskip.backbone import Dataset, load_backbone, load_dataset
 from vitskip.envs import ObservationLayout
@@ -102,3 +103,12 @@ def test_no_memory_makes_an_ordinary_runner(split: Dataset) -> None:
     assert type(make_runner(split, backbone, 0)) is ImageRunner
     assert type(make_runner(split, backbone, 5)) is RememberingRunner
     assert len(split.first(10)) == 10 and len(split.first(1000)) == SIZE
+
+
+def test_learning_gives_its_memory_back_before_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cores, claimed, make = [], [], training._make_core
+    monkeypatch.setattr(training, "_make_core", lambda *arguments: cores.append(make(*arguments)) or cores[0])
+    monkeypatch.setattr(training, "_calibrate", lambda *_: claimed.append(cores[0].prefix_cache.nbytes) or [])
+    config = training.TrainConfig("a2c", 64 * DEPTH, num_envs=16, env={**TINY, "prefix_cache": 1.0}, budget=0.8)
+    training.train(config, tmp_path, progress_bar=False)
+    assert cores[0].prefix_cache.visits > 0 and claimed == [0]
