@@ -27,8 +27,10 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
         ValueError: if a file holds something else.
     """
     files = sorted(path.glob("*/evaluation-*.json")) if path.is_dir() else [path]
-    if not files:
-        raise FileNotFoundError(f"expected a folder of `vitskip compare` with finished cells, got {path}")
+    if not files or not path.exists():
+        raise FileNotFoundError(
+            f"comparison: expected a folder of `vitskip compare` with finished cells, or its JSON file, got {path}"
+        )
     found = []
     for file in files:
         try:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "classes": (["pretrain", "--out", "RUN2", "--dataset", "tiny-digits"], "train: expected at least 128 images"),
     "patch": (["pretrain", "--out", "RUN2", "--dataset", "small-digits", "--patch-size", "5"], "image_size: expected"),
     "no comparison": (["report", "RUN2"], "RUN2"),
-    "no cells": (["report", "RUN"], "expected a folder of `vitskip compare` with finished cells, got"),
+    "no cells": (["report", "RUN"], "expected a folder of `vitskip compare` with finished cells, or its JSON file"),
     "sweep": (["sweep", "RUN2", *TINY, "--vary", '{"gama": [1]}'], "unknown hyperparameter 'gama'"),
     "demo": (["demo", "--out", "RUN2", "--scale", "0"], "scale: expected more than 0, got 0.0"),
 }
@@ -102,6 +103,7 @@ def finished(folder: Path) -> dict[str, Finished]:
     timesteps = ["--num-envs", "8", "--total-timesteps", "128", "--hyperparameters", BATCH]
     sizes = ["--batch-sizes", "1", "4", "--seconds", "0.01"]
     lines = {
+        "version": ["--version"],
         "help": ["--help"],
         **{f"help {command}": [command, "--help"] for command in COMMANDS},
         "train": ["train", "RUN", *TINY, *timesteps, "--cost-weight", "0.2", "--seed", "3", "--json", "train.json"],
@@ -132,6 +134,10 @@ def check(result: Finished) -> str:
     """Standard output of a command that succeeded."""
     assert result.code == 0, result.error
     return result.out
+
+
+def test_version(finished: dict[str, Finished]) -> None:
+    assert check(finished["version"]).strip() == version("vitskip")
 
 
 def test_help_lists_the_commands(finished: dict[str, Finished]) -> None:

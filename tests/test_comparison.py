@@ -227,8 +227,9 @@ def test_what_is_no_comparison_is_refused(tmp_path: Path, content: str, message:
     (tmp_path / "broken.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         read_evaluations(tmp_path / "broken.json")
-    with pytest.raises(FileNotFoundError, match="expected a folder of `vitskip compare` with finished cells, got"):
-        read_evaluations(tmp_path)
+    for path in (tmp_path, tmp_path / "missing.json"):
+        with pytest.raises(FileNotFoundError, match="expected a folder of `vitskip compare` with finished cells"):
+            read_evaluations(path)
 
 
 def test_the_interval_of_a_mean_of_runs() -> None:

@@ -1,5 +1,7 @@
 """The command line: each command unwraps its arguments, calls one function, prints a table, and writes JSON."""
 
+import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -109,6 +111,9 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, scale: float = 1.0, json:
 
 def main() -> None:
     """Entry point of `vitskip`."""
+    if sys.argv[1:] == ["--version"]:
+        console.print(version("vitskip"))
+        return
     commands = (download, pretrain, depth, train, distill, evaluate, benchmark, compare, report, sweep, demo)
     try:
         tyro.extras.subcommand_cli_from_dict({command.__name__: command for command in commands}, prog="vitskip")
