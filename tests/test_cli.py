@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toys  # noqa: F401 - registers the tiny names
 
+from vitskip.agents import DynamicViT
 from vitskip.agents.run_directory import read
+from vitskip.backbone import load_dataset
+from vitskip.eval.measurement import measure
 
 COMMANDS = (
     "download",
@@ -108,6 +112,7 @@ def finished(folder: Path) -> dict[str, Finished]:
         **{f"help {command}": [command, "--help"] for command in COMMANDS},
         "train": ["train", "RUN", *TINY, *timesteps, "--cost-weight", "0.2", "--seed", "3", "--json", "train.json"],
         "evaluate": ["evaluate", "RUN", "--static-mask-images", "8", "--json", "evaluate.json"],
+        "evaluate on validation": ["evaluate", "RUN", "--part", "validation", *NO_MASKS, "--json", "validation.json"],
         "evaluate without masks": ["evaluate", "RUN", *NO_MASKS],
         "evaluate beside others": ["evaluate", "RUN", "--rival", "tiny-vit4", "tiny-vit4", *NO_MASKS],
         "benchmark": ["benchmark", "RUN", *sizes, "--rival", "tiny-vit4", "--json", "benchmark.json"],
@@ -174,6 +179,13 @@ def test_evaluate(finished: dict[str, Finished], folder: Path) -> None:
     assert "best static" not in finished["evaluate without masks"].out
     assert "other nets" not in finished["evaluate without masks"].out
     assert "other nets" in check(finished["evaluate beside others"])
+
+
+def test_evaluate_on_validation(finished: dict[str, Finished], folder: Path) -> None:
+    assert "validation part" in check(finished["evaluate on validation"])
+    judged = json.loads((folder / "validation.json").read_text())
+    expected = measure(DynamicViT.load(folder / "RUN"), load_dataset("tiny-digits", "validation")).summary()
+    assert judged["part"] == "validation" and judged["net"] == json.loads(json.dumps(expected))
 
 
 def test_benchmark(finished: dict[str, Finished], folder: Path) -> None:

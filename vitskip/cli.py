@@ -34,9 +34,10 @@ def evaluate(
     rival: tuple[str, ...] = (),
     budget: float | None = None,
     static_mask_images: int = 256,
+    part: Literal["validation", "test"] = "test",
     json: Path | None = None,
 ) -> None:
-    """Hold a run against the dense network and every baseline at equal compute, on the test part.
+    """Hold a run against the dense network and every baseline at equal compute.
 
     Args:
         run: run directory.
@@ -45,16 +46,17 @@ def evaluate(
         rival: further backbones, by name or folder, e.g. shallower ones; mixed in pairs they make one more baseline.
         budget: mean share of the dense net's compute, of an agent that was trained for several.
         static_mask_images: validation images on which static masks are tried; 0 leaves that baseline out.
+        part: where it is measured; "validation" to choose among runs, so that the test part stays untouched.
         json: also write the numbers here.
     """
     record = read(run)
     net = DynamicViT.load(run, budget=budget)
-    validation, test = (_split(record, split, dataset, data_root) for split in ("validation", "test"))
+    validation, measured = (_split(record, split, dataset, data_root) for split in ("validation", part))
     images, unit = static_mask_images, net.action_unit
     masks = validation_masks(net.backbone, validation, images, unit) if images else None
-    evaluation = evaluate_net(net, validation, test, masks, static_rivals(net.backbone, rival))
-    console.print(comparison_table("test part, equal compute", evaluation.dense, evaluation.rows(run.name)))
-    write_result(json, {"run": str(run), "versions": versions(), **evaluation.summary()})
+    evaluation = evaluate_net(net, validation, measured, masks, static_rivals(net.backbone, rival))
+    console.print(comparison_table(f"{part} part, equal compute", evaluation.dense, evaluation.rows(run.name)))
+    write_result(json, {"run": str(run), "part": part, "versions": versions(), **evaluation.summary()})
 
 
 def benchmark(
