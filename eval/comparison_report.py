@@ -26,8 +26,8 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
         FileNotFoundError: if there is nothing, or no finished cell.
         ValueError: if a file holds something else.
     """
-    files = sorted(path.glob("*/evaluation-*.json")) if path.is_dir() else [path]
-    if not files or not path.exists():
+    files = [path] if path.is_file() else sorted(path.glob("*/evaluation-*.json"))
+    if not files:
         raise FileNotFoundError(
             f"comparison: expected a folder of `vitskip compare` with finished cells, or its JSON file, got {path}"
         )
