@@ -78,7 +78,7 @@ class Algorithm:
 _ON_POLICY = {"learning_rate": 2e-3, "gamma": 1.0, "gae_lambda": 0.95}
 _PPO = {**_ON_POLICY, "batch_size": 3072, "n_epochs": 4, "ent_coef": 0.003}
 _OFF_POLICY = {
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-3,
     "gamma": 1.0,
     "batch_size": 1024,
     "buffer_size": 300_000,
@@ -112,7 +112,7 @@ ALGORITHMS.register(
     Algorithm(
         RecurrentPPO,
         256,
-        {**_PPO, "batch_size": 1536},
+        {**_PPO, "batch_size": 768},
         policy="MlpLstmPolicy",
         policy_kwargs={"net_arch": [], "lstm_hidden_size": 32},
         extract=extract_recurrent_actor,
@@ -137,7 +137,7 @@ ALGORITHMS.register(
 )
 ALGORITHMS.register("gumbel", Algorithm(Gumbel, 256, {"learning_rate": 5e-4}))
 ALGORITHMS.register("router", Algorithm(Router, 256, {"learning_rate": 2e-3}))
-_DYNAVIT = Algorithm(DynaViT, 128, {"learning_rate": 1e-2}, policy_kwargs={}, extract=extract_per_unit, env=_PUBLISHED)
+_DYNAVIT = Algorithm(DynaViT, 128, {"learning_rate": 3e-2}, policy_kwargs={}, extract=extract_per_unit, env=_PUBLISHED)
 ALGORITHMS.register("dynavit", _DYNAVIT)
 ALGORITHMS.register(
     "dynavit-repaired", replace(_DYNAVIT, hyperparameters={**_DYNAVIT.hyperparameters, "normalize_depth": False})
