@@ -95,8 +95,13 @@ class TrainConfig:
     @property
     def record(self) -> dict[str, Any]:
         """All settings with the defaults filled in, as JSON has them."""
-        num_envs = ALGORITHMS[self.algorithm].num_envs if self.num_envs is None else self.num_envs
-        settings = {**asdict(self), "num_envs": num_envs, "env": asdict(self.env_config)}
+        algorithm = ALGORITHMS[self.algorithm]
+        settings = {
+            **asdict(self),
+            "num_envs": algorithm.num_envs if self.num_envs is None else self.num_envs,
+            "hyperparameters": {**algorithm.hyperparameters, **self.hyperparameters},
+            "env": asdict(self.env_config),
+        }
         return json.loads(json.dumps(settings))
 
     @property

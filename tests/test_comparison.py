@@ -14,6 +14,7 @@ from toys import DEPTH, MERGING, TINY
 
 from vitskip.agent_cli import report
 from vitskip.agents import DynamicViT
+from vitskip.agents.algorithms import ALGORITHMS
 from vitskip.agents.backbone_tuner import JointConfig
 from vitskip.agents.image_runner import RememberingRunner
 from vitskip.agents.training import TrainConfig
@@ -95,6 +96,14 @@ def test_a_run_that_was_trained_otherwise_is_refused(tmp_path: Path) -> None:
         cells = make_cells(replace(BASE, **change), tmp_path, ["a2c"], [0.8], [0])
         with pytest.raises(ValueError, match=message):
             compare(cells, progress_bar=False)
+
+
+def test_a_run_with_other_defaults_than_today_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = make_cells(BASE, tmp_path, ["a2c"], [0.8], [0])
+    compare(cells, static_mask_images=0, progress_bar=False)
+    monkeypatch.setitem(ALGORITHMS["a2c"].hyperparameters, "ent_coef", 0.5)
+    with pytest.raises(ValueError, match=r"expected a run with hyperparameters .*'ent_coef': 0\.5"):
+        compare(cells, progress_bar=False)
 
 
 def test_a_jointly_trained_net_is_held_against_what_it_was_before_and_a_dense_one_tuned_as_long(tmp_path: Path) -> None:

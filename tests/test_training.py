@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toys import DEPTH, MERGING, TINY
 
 from vitskip.agents import DynamicViT, train
+from vitskip.agents.algorithms import ALGORITHMS
 from vitskip.agents.callbacks import draw_skip_map
 from vitskip.agents.training import TrainConfig, TrainResult
 from vitskip.backbone import load_backbone, load_dataset
@@ -54,7 +55,8 @@ def test_the_directory_holds_everything(result: TrainResult) -> None:
     assert record["train"]["algorithm"] == "ppo"
     assert (record["train"]["seed"], record["train"]["num_envs"]) == (5, NUM_ENVS)
     assert record["train"]["total_timesteps"] == ROLLOUTS * EPISODES * DEPTH
-    assert record["train"]["hyperparameters"] == {"batch_size": EPISODES, "learning_rate": 0.03}
+    given = {"batch_size": EPISODES, "learning_rate": 0.03}
+    assert record["train"]["hyperparameters"] == {**ALGORITHMS["ppo"].hyperparameters, **given}
     env = record["train"]["env"]
     assert (env["dataset"], env["cost_weight"], env["reward"], env["split"]) == ("tiny-digits", 0.3, "correct", "train")
     assert {"python", "torch", "stable-baselines3", "gymnasium"} <= set(record["versions"])
