@@ -106,6 +106,9 @@ class BackboneTuner:
         seed: of order and augmentation.
         progress_bar: show one for each round.
 
+    Raises:
+        ValueError: if there are fewer images than in a batch.
+
     Attributes:
         teacher: the full net as it was before.
         optimizer: of the backbone.

@@ -2,8 +2,17 @@
 
 from collections.abc import Sequence
 
+from ..backbone import Backbone
+from ..backbone.protocol import ActionUnit
 from ..envs.observation import ObservationLayout
+from .dynamic_vit import DynamicViT
 from .policy import Policy
+
+
+def whole_network(backbone: Backbone, action_unit: ActionUnit = "block") -> DynamicViT:
+    """A backbone all of whose units run, in the form of the networks that skip."""
+    layout = ObservationLayout.of(backbone, "belief", action_unit)
+    return DynamicViT(backbone, run_all(layout), action_unit=action_unit).eval()
 
 
 def run_all(layout: ObservationLayout) -> Policy:

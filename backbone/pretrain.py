@@ -75,14 +75,9 @@ def pretrain(
             holds the checkpoint of another run.
         FloatingPointError: if the loss is no longer finite.
     """
-    if len(train) < recipe.batch_size or len(train.classes) != vit.num_classes:
-        raise ValueError(
-            f"train: expected at least {recipe.batch_size} images of {vit.num_classes} classes, "
-            f"got {len(train)} of {len(train.classes)}"
-        )
     with processes(next(vit.parameters()).device) as here:
-        vit.to(here.device).train()
         batches = make_batches(vit, train, recipe, here)
+        vit.to(here.device).train()
         state = begin(vit, recipe)
         identity = {**asdict(recipe), "images": len(train), "parameters": sum(p.numel() for p in vit.parameters())}
         checkpoint = folder / "checkpoint.safetensors" if folder else None
@@ -183,7 +178,16 @@ def begin(vit: Backbone, recipe: Recipe) -> TrainingState:
 
 
 def make_batches(vit: Backbone, train: Dataset, recipe: Recipe, here: Processes) -> Batches:
-    """The batches of a run, on this process's device."""
+    """The batches of a run, on this process's device.
+
+    Raises:
+        ValueError: if the data set is smaller than a batch or has other classes than the backbone.
+    """
+    if len(train) < recipe.batch_size or len(train.classes) != vit.num_classes:
+        raise ValueError(
+            f"train: expected at least {recipe.batch_size} images of {vit.num_classes} classes, "
+            f"got {len(train)} of {len(train.classes)}"
+        )
     unit: ActionUnit = "half" if recipe.skip == "half" else "block"
     return Batches(
         train.to(here.device),

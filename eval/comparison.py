@@ -13,13 +13,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ..agents.backbone_tuner import JointConfig, tune_dense
-from ..agents.baselines import run_all
+from ..agents.baselines import whole_network
 from ..agents.dynamic_vit import DynamicViT
 from ..agents.run_directory import check_settings, versions, write_json
 from ..agents.training import TrainConfig, train
 from ..backbone import load_backbone, load_dataset
 from ..backbone.backbones import unmerged_name
-from ..envs import ObservationLayout
 from .evaluation import evaluate_against, validation_masks
 from .measurement import Measurement, measure
 from .rivals import Rivals
@@ -162,8 +161,7 @@ def _references(cell: Cell, progress_bar: bool) -> dict[str, Measurement]:
     if config.joint is None and name == env.backbone:
         return {}
     test = load_dataset(env.dataset, "test", env.data_root)
-    original = load_backbone(name).to(env.device)
-    whole = DynamicViT(original, run_all(ObservationLayout.of(original, "belief", "block"))).eval()
+    whole = whole_network(load_backbone(name).to(env.device))
     found = {"original dense": measure(whole, test, description="original")}
     if config.joint is not None:
         if not (cell.dense_folder / "run.json").is_file():

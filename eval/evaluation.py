@@ -44,7 +44,7 @@ class Evaluation:
     def rows(self, name: str) -> dict[str, Measurement]:
         """All of them by name, for a table."""
         oracles = {f"oracle ({criterion})": oracle for criterion, oracle in self.oracles.items()}
-        return {"run-all (dense)": self.dense, name: self.net, **self.rivals, **oracles}
+        return {"run-all (dense)": self.dense, **self.references, name: self.net, **self.rivals, **oracles}
 
     def summary(self) -> dict[str, Any]:
         """JSON values: every network's numbers, and paired tests of `net` against each other one."""
@@ -69,6 +69,7 @@ def evaluate(
     test: Dataset,
     static_masks: StaticMasks | None = None,
     networks: Mapping[str, Sequence[Backbone]] | None = None,
+    references: Mapping[str, Measurement] | None = None,
 ) -> Evaluation:
     """Measure a network on test, beside the dense network, every baseline at equal compute, and the oracle.
 
@@ -78,8 +79,9 @@ def evaluate(
         test: touched by this alone.
         static_masks: from `validation_masks`; without it the best static mask is left out.
         networks: other static networks by the name of the baseline that they make, as `Rivals` takes them.
+        references: other full networks by name, on test.
     """
-    return evaluate_against(Rivals(net, validation, test, static_masks, networks), net)
+    return evaluate_against(Rivals(net, validation, test, static_masks, networks), net, references)
 
 
 def evaluate_against(

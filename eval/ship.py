@@ -7,17 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
-from numpy.typing import NDArray
 
 from ..agents.dynamic_vit import DynamicViT
-from ..agents.run_directory import Run, read
-from ..backbone import Backbone, Dataset, load_backbone, load_dataset
-from ..backbone.backbones import unmerged_name
+from ..agents.run_directory import read
+from ..backbone import Backbone, Dataset, load_dataset
 from ..backbone.token_merging import unmerged
 from .measurement import measure
+from .static_networks import run_whole
 from .statistics import paired_test
 
 
@@ -42,14 +40,8 @@ def ship(
     record = {"train": train, "seconds": source.record["seconds"], "trained_with": source.record["versions"]}
     record |= {key: source.record[key] for key in ("distilled_from", "distill") if key in source.record}
     net.save(out, backbone_name=source.backbone, record=record, dtype=torch.float16)
-    record["test"] = results_on(DynamicViT.load(out), test, budgets, original_of(source))
+    record["test"] = results_on(DynamicViT.load(out), test, budgets, source.load_original())
     net.save(out, backbone_name=source.backbone, record=record, dtype=torch.float16)
-
-
-def original_of(run: Run) -> Backbone | None:
-    """The dense network that joint training, or merging of tokens, began with; None if it is the run's own."""
-    name = unmerged_name(run.backbone)
-    return load_backbone(name) if name != run.backbone or run.record["train"].get("joint") else None
 
 
 def results_on(
@@ -61,10 +53,10 @@ def results_on(
     net's own without merging ("unmerged"), which runs where deciding does not pay, is measured only.
     """
     networks = {"dense": net.backbone} | ({"original": original} if original else {})
-    full = {name: _correct(network, test) for name, network in networks.items()}
+    full = {name: run_whole(network, test) for name, network in networks.items()}
     measured, whole = dict(full), unmerged(net.backbone)
     if whole is not net.backbone:
-        networks["unmerged"], measured["unmerged"] = whole, _correct(whole, test)
+        networks["unmerged"], measured["unmerged"] = whole, run_whole(whole, test)
     found: dict[str, dict[str, Any]] = {
         name: {"accuracy": float(correct.mean()), "macs_fraction": networks[name].macs.total / net.backbone.macs.dense}
         for name, correct in measured.items()
@@ -77,12 +69,6 @@ def results_on(
         numbers = {"accuracy": measurement.accuracy, "macs_fraction": measurement.macs_fraction}
         found[str(budget or "net")] = numbers | tests
     return found
-
-
-@torch.no_grad()
-def _correct(backbone: Backbone, test: Dataset) -> NDArray[np.bool_]:
-    predictions = torch.cat([backbone(images).argmax(1) for images in test.images.split(500)])
-    return (predictions == test.labels).numpy()
 
 
 if __name__ == "__main__":

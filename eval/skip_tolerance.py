@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..agents.baselines import run_all
-from ..agents.dynamic_vit import DynamicViT
+from ..agents.baselines import whole_network
 from ..backbone import Backbone, Dataset
-from ..envs.observation import ObservationLayout
 from .evaluation import validation_masks
 from .rivals import Rivals
 
@@ -46,9 +44,8 @@ def skip_tolerance(
         test: where the result is measured.
         static_mask_images: validation images on which all static masks are tried; 0 leaves them out.
     """
-    layout = ObservationLayout.of(backbone, "belief", "block")
     masks = validation_masks(backbone, validation, static_mask_images) if static_mask_images else None
-    rivals = Rivals(DynamicViT(backbone, run_all(layout)).eval(), validation, test, masks)
+    rivals = Rivals(whole_network(backbone), validation, test, masks)
     macs = backbone.macs
     levels = macs.stem + macs.head + np.cumsum(macs.units("block"))
     accuracy: dict[str, list[float]] = {}

@@ -14,8 +14,9 @@ import toys  # noqa: F401 - registers the tiny names
 
 from vitskip.agents import DynamicViT
 from vitskip.agents.run_directory import read
-from vitskip.backbone import load_dataset
+from vitskip.backbone import load_backbone, load_dataset
 from vitskip.eval.measurement import measure
+from vitskip.eval.static_networks import run_whole
 
 COMMANDS = (
     "download",
@@ -115,6 +116,8 @@ def finished(folder: Path) -> dict[str, Finished]:
         "evaluate on validation": ["evaluate", "RUN", "--part", "validation", *NO_MASKS, "--json", "validation.json"],
         "evaluate without masks": ["evaluate", "RUN", *NO_MASKS],
         "evaluate beside others": ["evaluate", "RUN", "--rival", "tiny-vit4", "tiny-vit4", *NO_MASKS],
+        "train jointly": ["train", "JOINT", *TINY, *timesteps, "--joint", "--joint.batch-size", "16"],
+        "evaluate joint": ["evaluate", "JOINT", *NO_MASKS, "--json", "joint.json"],
         "benchmark": ["benchmark", "RUN", *sizes, "--rival", "tiny-vit4", "--json", "benchmark.json"],
         "benchmark adapted": ["benchmark", "RUN", *sizes, "--adapt", "--json", "adapted.json"],
         "pretrain": ["pretrain", "--out", "small", *small, "--json", "pretrain.json"],
@@ -124,7 +127,7 @@ def finished(folder: Path) -> dict[str, Finished]:
         **{f"wrong {name}": arguments for name, (arguments, _) in WRONG.items()},
         **{f"unparsable {name}": arguments for name, (arguments, _) in UNPARSABLE.items()},
     }
-    names = ("RUN", "RUN2", "FILE", "BROKEN")
+    names = ("RUN", "RUN2", "JOINT", "FILE", "BROKEN")
     absolute = [[str(folder / word) if word in names else word for word in line] for line in lines.values()]
     (folder / "lines.json").write_text(json.dumps(absolute))
     driver = Path(__file__).with_name("cli_driver.py")
@@ -179,6 +182,16 @@ def test_evaluate(finished: dict[str, Finished], folder: Path) -> None:
     assert "best static" not in finished["evaluate without masks"].out
     assert "other nets" not in finished["evaluate without masks"].out
     assert "other nets" in check(finished["evaluate beside others"])
+
+
+def test_a_jointly_trained_net_is_held_against_the_original_too(finished: dict[str, Finished], folder: Path) -> None:
+    assert "original dense" in check(finished["evaluate joint"])
+    assert "original dense" not in finished["evaluate"].out
+    summary = json.loads((folder / "joint.json").read_text())
+    original = load_backbone("tiny-vit4")
+    expected = run_whole(original, load_dataset("tiny-digits", "test")).mean()
+    assert summary["references"]["original dense"]["accuracy"] == expected
+    assert set(summary["no_worse_by_half_a_point"]) == {"dense", "original dense"}
 
 
 def test_evaluate_on_validation(finished: dict[str, Finished], folder: Path) -> None:

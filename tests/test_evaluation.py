@@ -86,8 +86,7 @@ def test_the_batch_size_does_not_matter(net: DynamicViT, test_part: Dataset, bat
 
 
 def test_run_all_costs_exactly_what_dense_does(net: DynamicViT, test_part: Dataset) -> None:
-    layout = ObservationLayout.of(net.backbone, "belief", "block")
-    dense = measure(DynamicViT(net.backbone, baselines.run_all(layout)).eval(), test_part)
+    dense = measure(baselines.whole_network(net.backbone), test_part)
     assert dense.macs_fraction == 1
     assert (dense.distinct_paths, dense.units_run) == (1, 4)
     assert math.isnan(dense.difficulty_correlation)

@@ -249,6 +249,12 @@ def test_bad_settings_are_refused(arguments: dict, message: str) -> None:
         JointConfig(**arguments)
 
 
+def test_fewer_images_than_a_batch_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected at least 128 images of 10 classes, got 64 of 10"):
+        run(tmp_path / "run", joint=JointConfig())
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("upfront", [0, 1])
 def test_a_budget_is_held_on_validation_images(tmp_path: Path, upfront: int) -> None:
     result = run(tmp_path, timesteps=16 * 2 * (1 if upfront else DEPTH) * 20, budget=0.85, upfront=upfront)

@@ -14,7 +14,7 @@ from vitskip.agents import DynamicViT, run_directory, train
 from vitskip.agents.run_directory import SHIPPED, read, shipped_runs
 from vitskip.agents.training import TrainConfig
 from vitskip.backbone import load_backbone, load_dataset
-from vitskip.eval.ship import original_of, results_on, ship
+from vitskip.eval.ship import results_on, ship
 
 IMAGES = Path(__file__).parents[2] / "shared" / "data"
 NOT_BUDGETS = {"dense", "original", "unmerged", "net"}
@@ -89,7 +89,7 @@ def test_every_shipped_agent_is_as_good_as_it_says(name: str, tmp_path: Path) ->
     test = load_dataset(dataset, "test", str(tmp_path))
     budgets = tuple(sorted(float(budget) for budget in set(record["test"]) - NOT_BUDGETS))
     net = DynamicViT.load(name)
-    found = results_on(net, test, budgets, original_of(run))
+    found = results_on(net, test, budgets, run.load_original())
     assert json.loads(json.dumps(found)).keys() == record["test"].keys()
     for budget, expected in record["test"].items():
         assert found[budget]["accuracy"] == pytest.approx(expected["accuracy"], abs=1e-3)

@@ -8,9 +8,9 @@ import torch
 import toys  # noqa: F401 - registers the tiny names
 from nets import make_net
 
-from vitskip.agents import DynamicViT, baselines
+from vitskip.agents import DynamicViT
+from vitskip.agents.baselines import whole_network
 from vitskip.backbone import Dataset, ViT, load_dataset
-from vitskip.envs import ObservationLayout
 from vitskip.eval import evaluate, measure
 from vitskip.eval.rivals import Rivals
 from vitskip.eval.static_networks import StaticNetworks, run_whole
@@ -55,14 +55,9 @@ def test_part() -> Dataset:
     return load_dataset("tiny-digits", "test")
 
 
-def run_all(backbone: ViT, action_unit: str = "block") -> DynamicViT:
-    layout = ObservationLayout.of(backbone, "belief", action_unit)
-    return DynamicViT(backbone, baselines.run_all(layout), action_unit=action_unit).eval()
-
-
 @pytest.mark.parametrize("batch_size", [7, 500])
 def test_run_whole(net: DynamicViT, test_part: Dataset, batch_size: int) -> None:
-    expected = measure(run_all(net.backbone), test_part).correct
+    expected = measure(whole_network(net.backbone), test_part).correct
     assert np.array_equal(run_whole(net.backbone, test_part, batch_size), expected)
     assert 0 < expected.mean() < 1
 
@@ -76,7 +71,7 @@ def test_at_its_own_compute_each_network_is_itself(
     known._accuracy = np.array([0.9, 0.8, 0.3, 0.6])  # the deeper the better, so all count
     for backbone in [net.backbone, *shallow]:
         found = known.at(backbone.macs.total)
-        real = measure(run_all(backbone, action_unit), test_part)
+        real = measure(whole_network(backbone, action_unit), test_part)
         assert np.array_equal(found.correct, real.correct)
         assert np.array_equal(found.macs, real.macs)
         assert found.units_run == real.units_run == backbone.depth * (1 if action_unit == "block" else 2)

@@ -11,12 +11,14 @@ from rich.text import Text
 
 from vitskip.agents import DynamicViT
 from vitskip.agents.adaptation import adapt as adapt_net
+from vitskip.agents.baselines import whole_network
 from vitskip.agents.run_directory import Run, read, versions
 from vitskip.backbone import Dataset, load_backbone, load_dataset
 from vitskip.envs.config import check_device
 from vitskip.eval.demo import demo as run_demo
 from vitskip.eval.evaluation import evaluate as evaluate_net
 from vitskip.eval.evaluation import validation_masks
+from vitskip.eval.measurement import measure
 from vitskip.eval.static_networks import static_rivals
 from vitskip.eval.tables import benchmark_table, comparison_table
 from vitskip.eval.throughput import BATCH_SIZES
@@ -54,7 +56,9 @@ def evaluate(
     validation, measured = (_split(record, split, dataset, data_root) for split in ("validation", part))
     images, unit = static_mask_images, net.action_unit
     masks = validation_masks(net.backbone, validation, images, unit) if images else None
-    evaluation = evaluate_net(net, validation, measured, masks, static_rivals(net.backbone, rival))
+    original = record.load_original()
+    references = {} if original is None else {"original dense": measure(whole_network(original), measured)}
+    evaluation = evaluate_net(net, validation, measured, masks, static_rivals(net.backbone, rival), references)
     console.print(comparison_table(f"{part} part, equal compute", evaluation.dense, evaluation.rows(run.name)))
     write_result(json, {"run": str(run), "part": part, "versions": versions(), **evaluation.summary()})
 
