@@ -20,7 +20,7 @@ PROPORTIONAL = 0.5  # and what it gets on top while rollouts do: damps the swing
 PRECISION = 1e-4  # log-odds: Q-networks decide by small differences
 FIRST_STEP = 0.25  # log-odds; after training most agents nearly hold their budget
 CLOSE_ENOUGH = 3e-4  # to the budget; the next images will not be these
-LEAN = 12.0  # log-odds; a lean this large runs, or skips, nearly everything
+LEAN = 1024.0  # log-odds, the furthest; agents that learnt for long, or linearly, can be sure to some hundreds
 
 
 class BudgetController(BaseCallback):

@@ -145,7 +145,7 @@ def test_a_net_that_merges_tokens_is_held_against_one_that_does_not(tmp_path: Pa
 @pytest.fixture
 def evaluations() -> list[dict[str, Any]]:
     """Of two algorithms, one of them with a second seed at one budget."""
-    numbers = {"distinct_paths": 4, "path_bits": 1.5, "macs_fraction": 0.5}
+    numbers = {"distinct_paths": 4, "path_bits": 1.5}
     return [
         {
             "regime": "frozen",
@@ -153,9 +153,11 @@ def evaluations() -> list[dict[str, Any]]:
             "budget": budget,
             "seed": seed,
             "dense": {"accuracy": 0.9, "macs_fraction": 1.0},
-            "net": {"accuracy": accuracy, **numbers},
-            "rivals": {"first k": {"accuracy": 0.5 if algorithm == "ppo" else 0.54, **numbers}},
-            "oracles": {"agrees": {"accuracy": 0.95, **numbers}},
+            "net": {"accuracy": accuracy, "macs_fraction": budget, **numbers},
+            "rivals": {
+                "first k": {"accuracy": 0.5 if algorithm == "ppo" else 0.54, "macs_fraction": budget, **numbers}
+            },
+            "oracles": {"agrees": {"accuracy": 0.95, "macs_fraction": budget, **numbers}},
             "net_minus": {
                 "dense": {"difference": accuracy - 0.9, "low": -0.2, "high": 0.1},
                 "first k": {"difference": accuracy - 0.5, "low": accuracy - 0.75, "high": 0.5},
@@ -178,16 +180,29 @@ def test_the_table_has_means_and_intervals(evaluations: list[dict[str, Any]]) ->
     assert "dense 90.00; 2 seeds" in " ".join(" ".join(lines[:3]).split())
     ppo = next(line for line in lines if " ppo " in line)
     assert "75.00 [70.00, 80.00] │" in ppo and "85.00 => │" in ppo  # at 30% the second seed is behind
-    assert "0.425" in ppo  # 0.85 from half of the compute on
+    assert "0.585" in ppo  # 0.8 from 30% of the compute on, 0.85 from half
     first_k = next(line for line in lines if "first k" in line)
     assert "50.00 [50.00, 50.00] │" in first_k and "52.00 │" in first_k  # of one seed, beside two algorithms
     assert any("oracle" in line and "95.00" in line for line in lines)
     assert frontiers(evaluations) == {
-        "ppo": [(0.5, pytest.approx(0.75)), (0.5, 0.85)],
+        "ppo": [(0.3, pytest.approx(0.75)), (0.5, 0.85)],
         "a2c": [(0.5, pytest.approx(0.6))],
-        "first k": [(0.5, 0.5), (0.5, pytest.approx(0.52))],
+        "first k": [(0.3, 0.5), (0.5, pytest.approx(0.52))],
         "dense": [(1.0, pytest.approx(0.9))],
     }
+
+
+def test_the_table_says_what_is_spent_where_a_budget_is_missed(evaluations: list[dict[str, Any]]) -> None:
+    """And baselines stand at the compute of those who hold it, as long as there are any."""
+    a2c = evaluations[-1]
+    for found in (a2c["net"], a2c["rivals"]["first k"]):
+        found["macs_fraction"] = 0.53
+    rows = {row[0].strip(): row[1:3] for row in accuracy_grid(evaluations).rows}
+    assert rows["a2c"] == ["-", "60.00 (53%)"]
+    assert rows["ppo"][1] == "85.00 =>"
+    assert rows["first k"][1] == "50.00"
+    rows = {row[0].strip(): row[1:2] for row in accuracy_grid(evaluations[-1:]).rows}
+    assert rows["first k"] == ["54.00 (53%)"]
 
 
 def test_differences_have_the_interval_of_the_images_or_of_the_seeds(evaluations: list[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 from torch.nn import functional as F
 from toys import DEPTH, MERGING, TINY, tiny_core
 
@@ -293,10 +294,15 @@ def test_the_lean_is_found_in_few_looks(budget: float, root: float) -> None:
 
     def excess(lean: float) -> float:
         seen.add(lean)
-        return 1 / (1 + np.exp(-lean)) - budget
+        return float(expit(lean)) - budget
 
     assert _root(excess) == pytest.approx(root, abs=1e-3)
-    assert len(seen) <= 12
+    assert len(seen) <= 15
+
+
+def test_the_lean_is_found_of_an_agent_that_is_very_sure() -> None:
+    root = _root(lambda lean: float(expit(lean - 300)) - 0.3)
+    assert root == pytest.approx(299.153, abs=1e-3)
 
 
 def test_the_curriculum_frees_the_last_unit_first(tmp_path: Path) -> None:
