@@ -68,7 +68,7 @@ def accuracy_grid(evaluations: Evaluations) -> Grid:
         ["network", *map(_percent, budgets), "hypervolume", "paths", "bits"],
         lines,
         "= not half a point worse than any of the full networks; > better than every rival (95%, paired); in brackets "
-        "the share that a network spends which misses the budget",
+        "the share that a network spends which exceeds the budget",
     )
 
 
@@ -174,5 +174,5 @@ def _cell(rows: Sequence[dict[str, Any]]) -> str:
     low, high = bootstrap_interval(values)
     interval = f" [{100 * low:.2f}, {100 * high:.2f}]" if len(values) > 1 else ""
     spent = np.mean([row["macs_fraction"] for row in rows])
-    missed = f" ({100 * spent:.0f}%)" if abs(spent - rows[0]["budget"]) > OFF_BUDGET else ""
-    return f"{100 * values.mean():.2f}{interval}{missed}{' ' * bool(signs)}{signs}"
+    exceeded = f" ({100 * spent:.0f}%)" if spent - rows[0]["budget"] > OFF_BUDGET else ""
+    return f"{100 * values.mean():.2f}{interval}{exceeded}{' ' * bool(signs)}{signs}"

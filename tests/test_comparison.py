@@ -192,7 +192,7 @@ def test_the_table_has_means_and_intervals(evaluations: list[dict[str, Any]]) ->
     }
 
 
-def test_the_table_says_what_is_spent_where_a_budget_is_missed(evaluations: list[dict[str, Any]]) -> None:
+def test_the_table_says_what_is_spent_where_a_budget_is_exceeded(evaluations: list[dict[str, Any]]) -> None:
     """And baselines stand at the compute of those who hold it, as long as there are any."""
     a2c = evaluations[-1]
     for found in (a2c["net"], a2c["rivals"]["first k"]):
@@ -203,6 +203,8 @@ def test_the_table_says_what_is_spent_where_a_budget_is_missed(evaluations: list
     assert rows["first k"][1] == "50.00"
     rows = {row[0].strip(): row[1:2] for row in accuracy_grid(evaluations[-1:]).rows}
     assert rows["first k"] == ["54.00 (53%)"]
+    a2c["net"]["macs_fraction"] = 0.47  # too little harms nobody but the agent
+    assert accuracy_grid(evaluations).rows[1][2] == "60.00"
 
 
 def test_differences_have_the_interval_of_the_images_or_of_the_seeds(evaluations: list[dict[str, Any]]) -> None:
