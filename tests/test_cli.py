@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -192,6 +193,22 @@ def test_a_jointly_trained_net_is_held_against_the_original_too(finished: dict[s
     expected = run_whole(original, load_dataset("tiny-digits", "test")).mean()
     assert summary["references"]["original dense"]["accuracy"] == expected
     assert set(summary["no_worse_by_half_a_point"]) == {"dense", "original dense"}
+
+
+def test_an_original_that_is_gone_is_left_out(
+    finished: dict[str, Finished], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vitskip import cli
+
+    check(finished["train jointly"])
+    gone = Path(shutil.copytree(folder / "JOINT", folder / "GONE"))
+    run = json.loads((gone / "run.json").read_text())
+    run |= {"backbone": "moved/away", "architecture": {"patch_size": 16, "embed_dim": 16, "depth": 4, "num_heads": 2}}
+    (gone / "run.json").write_text(json.dumps(run))
+    cli.evaluate(gone, static_mask_images=0)
+    text = capsys.readouterr().out
+    assert "left out the original dense network: unknown backbone 'moved/away'" in text
+    assert "run-all (dense)" in text and "early exit" in text
 
 
 def test_evaluate_on_validation(finished: dict[str, Finished], folder: Path) -> None:

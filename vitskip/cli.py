@@ -18,7 +18,7 @@ from vitskip.envs.config import check_device
 from vitskip.eval.demo import demo as run_demo
 from vitskip.eval.evaluation import evaluate as evaluate_net
 from vitskip.eval.evaluation import validation_masks
-from vitskip.eval.measurement import measure
+from vitskip.eval.measurement import Measurement, measure
 from vitskip.eval.static_networks import static_rivals
 from vitskip.eval.tables import benchmark_table, comparison_table
 from vitskip.eval.throughput import BATCH_SIZES
@@ -56,11 +56,20 @@ def evaluate(
     validation, measured = (_split(record, split, dataset, data_root) for split in ("validation", part))
     images, unit = static_mask_images, net.action_unit
     masks = validation_masks(net.backbone, validation, images, unit) if images else None
-    original = record.load_original()
-    references = {} if original is None else {"original dense": measure(whole_network(original), measured)}
-    evaluation = evaluate_net(net, validation, measured, masks, static_rivals(net.backbone, rival), references)
+    others = static_rivals(net.backbone, rival)
+    evaluation = evaluate_net(net, validation, measured, masks, others, _original(record, measured))
     console.print(comparison_table(f"{part} part, equal compute", evaluation.dense, evaluation.rows(run.name)))
     write_result(json, {"run": str(run), "part": part, "versions": versions(), **evaluation.summary()})
+
+
+def _original(run: Run, images: Dataset) -> dict[str, Measurement]:
+    """The dense network that a run began with, by its name in tables; none if it is the run's own, or is gone."""
+    try:
+        original = run.load_original()
+    except ValueError as error:
+        console.print(f"left out the original dense network: {error}", markup=False, soft_wrap=True)
+        return {}
+    return {} if original is None else {"original dense": measure(whole_network(original), images)}
 
 
 def benchmark(
