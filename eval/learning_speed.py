@@ -214,6 +214,37 @@ def measure_round_trip(num_envs: int, config: EnvConfig, seed: int = 0) -> dict[
     return {name: float(np.median(column[ROUNDS // 3 :])) for name, column in rates.items()}
 
 
+def measure_known_states(num_envs: int, config: EnvConfig, seed: int = 0) -> dict[str, float]:
+    """Environment steps/s of episodes that come again and again, by actions drawn once: the most a cache can give.
+
+    Returns:
+        `recomputing`: without a cache; `cached`: with one that has seen them before; `known`: share of the states
+        that this one needed not compute, 1 unless it is too small for all of them.
+    """
+    contestants = {
+        "recomputing": make_sb3_env(num_envs=num_envs, **replace(config, prefix_cache=0.0).arguments()),
+        "cached": make_sb3_env(num_envs=num_envs, **config.arguments()),
+    }
+    core = contestants["cached"].core
+    assert core.prefix_cache is not None
+    cache, clock, rates = core.prefix_cache, Clock(core.device), defaultdict[str, list[float]](list)
+    steps = core.num_units
+    actions = np.random.default_rng(seed).integers(2, size=(steps, num_envs))
+    for played in range(ROUNDS):
+        if played == ROUNDS // 3:
+            cache.visits = cache.hits = 0
+        for name, venv in contestants.items():
+            venv.seed(seed)
+            venv.reset()
+            clock.seconds.clear()
+            with clock(name):
+                for row in actions:
+                    venv.step(row)
+            rates[name].append(steps * num_envs / clock.seconds[name])
+    medians = {name: float(np.median(column[ROUNDS // 3 :])) for name, column in rates.items()}
+    return {**medians, "known": cache.hits / cache.visits}
+
+
 def main(
     algorithms: tuple[str, ...] = ("a2c", "ppo", "reinforce"),
     num_envs: int = 256,
@@ -235,7 +266,12 @@ def main(
         looks: at held-out images, on the way.
         seed: of images, weights and sampling.
         json: also write the numbers here.
+
+    Raises:
+        ValueError: if the cached environment would have no memory.
     """
+    if not env.prefix_cache:
+        raise ValueError("prefix_cache: expected megabytes for the environment that keeps states, got 0")
     configs = {"recomputing": replace(env, prefix_cache=0.0), "cached": env}
     judge, console = make_judge(configs["recomputing"]), Console(width=120)
     learning: dict[str, dict[str, Any]] = {}
@@ -245,7 +281,11 @@ def main(
         race(list(contestants.values()), judge, algorithm, looks)
         learning[algorithm] = {name: contestant.summary(goal) for name, contestant in contestants.items()}
     round_trip = {name: measure_round_trip(num_envs, config, seed) for name, config in configs.items()}
+    known_states = measure_known_states(num_envs, env, seed)
     console.print(learning_table(learning, goal))
+    ratio = known_states["cached"] / known_states["recomputing"]
+    known = f"{100 * known_states['known']:.0f}% of the states known"
+    console.print(f"environment alone, {known}: {ratio:.1f} times as many steps/s as recomputing")
     for name, rates in round_trip.items():
         ratio = rates["torch"] / rates["sb3"]
         console.print(f"rollouts, {name}: with tensors on {env.device} {ratio:.2f} times as many steps/s as SB3's")
@@ -258,7 +298,7 @@ def main(
             "seed": seed,
         }
         settings |= {"env": env.arguments(), "threads": torch.get_num_threads()}
-        results = {"learning": learning, "round_trip": round_trip}
+        results = {"learning": learning, "known_states": known_states, "round_trip": round_trip}
         write_json(json, {"settings": settings, "versions": versions(), **results})
 
 

@@ -15,7 +15,16 @@ from vitskip.agents import algorithms
 from vitskip.backbone import load_dataset
 from vitskip.envs import EnvConfig
 from vitskip.eval import learning_speed
-from vitskip.eval.learning_speed import Clock, Contestant, Moment, make_judge, measure_round_trip, race, seconds_to
+from vitskip.eval.learning_speed import (
+    Clock,
+    Contestant,
+    Moment,
+    make_judge,
+    measure_known_states,
+    measure_round_trip,
+    race,
+    seconds_to,
+)
 
 CONFIG = EnvConfig(**TINY)
 STEPS = 8 * DEPTH * 6
@@ -99,6 +108,19 @@ def test_the_round_trip_gives_two_rates() -> None:
     assert min(rates.values()) > 0
 
 
+@pytest.mark.parametrize(("megabytes", "known"), [(10.0, 1.0), (0.0001, 0.0)])
+def test_episodes_that_come_again_are_known_where_there_is_room(megabytes: float, known: float) -> None:
+    """Without room a state is computed once for the rows that reach it together, so a few are still shared."""
+    rates = measure_known_states(4, replace(CONFIG, prefix_cache=megabytes))
+    assert rates["known"] == pytest.approx(known, abs=0.2 * (1 - known))
+    assert min(rates["recomputing"], rates["cached"]) > 0
+
+
+def test_without_a_cache_there_is_nothing_to_compare() -> None:
+    with pytest.raises(ValueError, match="prefix_cache: expected megabytes .*, got 0"):
+        learning_speed.main(("reinforce",), env=CONFIG)
+
+
 def test_the_command_writes_its_numbers(tmp_path: Path) -> None:
     file, config = tmp_path / "speed.json", replace(CONFIG, prefix_cache=10.0)
     learning_speed.main(("reinforce",), num_envs=8, total_timesteps=STEPS, env=config, goal=-9.0, json=file)
@@ -106,4 +128,5 @@ def test_the_command_writes_its_numbers(tmp_path: Path) -> None:
     assert set(values["learning"]["reinforce"]) == {"recomputing", "cached"}
     assert (values["settings"]["num_envs"], values["settings"]["env"]["prefix_cache"]) == (8, 10)
     assert values["learning"]["reinforce"]["cached"]["seconds_to_goal"] > 0
+    assert values["known_states"]["known"] == 1
     assert algorithms.ALGORITHMS["reinforce"].num_envs != 8
