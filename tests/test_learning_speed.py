@@ -117,7 +117,7 @@ def test_episodes_that_come_again_are_known_where_there_is_room(megabytes: float
 
 
 def test_without_a_cache_there_is_nothing_to_compare() -> None:
-    with pytest.raises(ValueError, match="prefix_cache: expected megabytes .*, got 0"):
+    with pytest.raises(ValueError, match="prefix_cache: expected megabytes"):
         learning_speed.main(("reinforce",), env=CONFIG)
 
 
