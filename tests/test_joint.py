@@ -1,5 +1,6 @@
 """Joint training, budgets and the curriculum: what they change, what they leave alone, and that they hit their mark."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from toys import DEPTH, MERGING, TINY, tiny_core
 
 from vitskip.agents import DynamicViT, Policy, train
+from vitskip.agents.algorithms import ALGORITHMS
 from vitskip.agents.backbone_tuner import BackboneTuner, JointConfig, tune_dense
 from vitskip.agents.budget import LEAN, _root, calibrate, macs_fraction
 from vitskip.agents.callbacks import Curriculum
@@ -54,6 +56,18 @@ def test_joint_training_changes_a_copy_and_saves_it(tmp_path: Path) -> None:
     images = load_dataset("tiny-digits", "test").images
     assert torch.equal(DynamicViT.load(tmp_path)(images), result.net(images))
     assert not any(parameter.requires_grad for parameter in result.net.backbone.parameters())
+
+
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+def test_every_algorithm_trains_jointly(algorithm: str, tmp_path: Path) -> None:
+    """The ViT gets all its rounds, and the saved network is the one that was trained."""
+    smaller = {"buffer_size": 512, "learning_starts": 64} if "dqn" in algorithm else {}
+    env = {**TINY, "budgets": [0.5, 0.8]}
+    net = train(TrainConfig(algorithm, 1024, 0, 16, smaller, env, joint=JOINT), tmp_path, progress_bar=False).net
+    rounds = json.loads((tmp_path / "run.json").read_text())["record"]["joint"]
+    assert [len(column) for column in rounds.values()] == [2, 2]
+    assert not same_weights(net.backbone, load_backbone("tiny-vit4"))
+    assert same_weights(DynamicViT.load(tmp_path, budget=0.5).backbone, net.backbone)
 
 
 @pytest.mark.parametrize("settings", [{}, {"precision": "bfloat16"}, {"optimizer": "muon"}, {"deep_supervision": 1.0}])
