@@ -13,6 +13,7 @@ from .grid import Grid
 from .statistics import bootstrap_interval
 
 OFF_BUDGET = 0.02  # share of the dense compute by which a network may miss a budget before its cell says so
+MANY_SEEDS = 3  # of which an interval of their mean tells something
 
 Evaluations = Sequence[dict[str, Any]]  # of the cells, as `compare` returns them
 REQUIRED = frozenset({"algorithm", "regime", "budget", "seed", "net", "dense", "rivals", "net_minus", "oracles"})
@@ -48,7 +49,7 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
 
 
 def accuracy_grid(evaluations: Evaluations) -> Grid:
-    """Test accuracy of each algorithm and baseline at each budget: mean over seeds, and its 95% interval.
+    """Test accuracy of each algorithm and baseline at each budget: mean over seeds, and its 95% interval if they are many.
 
     The hypervolume is that of all its networks together, up to the dense compute. Signs tell what paired tests on the
     same images found in every seed. A baseline is shown at the compute of the agents that hold the budget, if any does.
@@ -75,24 +76,33 @@ def accuracy_grid(evaluations: Evaluations) -> Grid:
 def difference_grid(evaluations: Evaluations) -> Grid:
     """Each algorithm's accuracy minus that of each other network at each budget.
 
-    With one seed the 95% interval is that of the paired test on the test images, with several that of the mean over
-    them.
+    Means over seeds with their 95% interval where there are at least `MANY_SEEDS`; fewer have a line each, with the
+    interval of the paired test on the test images.
     """
     budgets = _budgets(evaluations)
     lines = []
     for algorithm in dict.fromkeys(evaluation["algorithm"] for evaluation in evaluations):
         mine = [evaluation for evaluation in evaluations if evaluation["algorithm"] == algorithm]
         for other in dict.fromkeys(name for evaluation in mine for name in evaluation["net_minus"]):
-            tests = [
-                [e["net_minus"][other] for e in _at(budget, mine) if other in e["net_minus"]] for budget in budgets
-            ]
-            lines.append([f"{algorithm} - {other}", *map(_difference, tests)])
+            for seed, cells in _by_few_seeds(mine).items():
+                tests = [
+                    [e["net_minus"][other] for e in _at(budget, cells) if other in e["net_minus"]] for budget in budgets
+                ]
+                lines.append([f"{algorithm} - {other}{seed}", *map(_difference, tests)])
     return Grid(
         f"difference in test accuracy [points]; {_seeds(evaluations)}",
         ["networks", *map(_percent, budgets)],
         lines,
-        "in brackets 95%: of the images with one seed, of the mean over seeds with several",
+        f"in brackets 95%: of the images with fewer than {MANY_SEEDS} seeds, of the mean over seeds with more",
     )
+
+
+def _by_few_seeds(evaluations: Evaluations) -> dict[str, Evaluations]:
+    """The cells of each seed by what a line of theirs says at its end; all together if there are one or many seeds."""
+    seeds = sorted({evaluation["seed"] for evaluation in evaluations})
+    if not 1 < len(seeds) < MANY_SEEDS:
+        return {"": evaluations}
+    return {f", seed {seed}": [cell for cell in evaluations if cell["seed"] == seed] for seed in seeds}
 
 
 def _seeds(evaluations: Evaluations) -> str:
@@ -162,7 +172,7 @@ def _signs(evaluation: dict[str, Any]) -> set[str]:
 
 
 def _cell(rows: Sequence[dict[str, Any]]) -> str:
-    """Mean and interval over seeds, and the signs that all rows have; baselines have a row for each algorithm."""
+    """Mean over seeds, the interval of many, and the signs that all rows have; baselines have a row for each algorithm."""
     if not rows:
         return "-"
     rows = [row for row in rows if row.get("held", True)] or rows
@@ -172,7 +182,7 @@ def _cell(rows: Sequence[dict[str, Any]]) -> str:
     values = np.array([np.mean(accuracies) for accuracies in by_seed.values()])
     signs = "".join(sorted(set.intersection(*(row.get("signs", set()) for row in rows))))
     low, high = bootstrap_interval(values)
-    interval = f" [{100 * low:.2f}, {100 * high:.2f}]" if len(values) > 1 else ""
+    interval = f" [{100 * low:.2f}, {100 * high:.2f}]" if len(values) >= MANY_SEEDS else ""
     spent = np.mean([row["macs_fraction"] for row in rows])
     exceeded = f" ({100 * spent:.0f}%)" if spent - rows[0]["budget"] > OFF_BUDGET else ""
     return f"{100 * values.mean():.2f}{interval}{exceeded}{' ' * bool(signs)}{signs}"
