@@ -49,7 +49,7 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
 
 
 def accuracy_grid(evaluations: Evaluations) -> Grid:
-    """Test accuracy of each algorithm and baseline at each budget: mean over seeds, and its 95% interval if they are many.
+    """Test accuracy of each algorithm and baseline at each budget: mean over seeds, 95% interval of many.
 
     The hypervolume is that of all its networks together, up to the dense compute. Signs tell what paired tests on the
     same images found in every seed. A baseline is shown at the compute of the agents that hold the budget, if any does.
@@ -172,7 +172,7 @@ def _signs(evaluation: dict[str, Any]) -> set[str]:
 
 
 def _cell(rows: Sequence[dict[str, Any]]) -> str:
-    """Mean over seeds, the interval of many, and the signs that all rows have; baselines have a row for each algorithm."""
+    """Mean over seeds, interval of many, and the signs that all rows have; baselines have a row for each algorithm."""
     if not rows:
         return "-"
     rows = [row for row in rows if row.get("held", True)] or rows

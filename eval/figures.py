@@ -61,6 +61,25 @@ def shown_range(points: Mapping[str, Sequence[Point]], lines: Sequence[str]) -> 
     return bottom - margin, best + margin
 
 
+def draw_speed_ups(networks: Mapping[str, Mapping[int, float]], path: Path, *, lines: Sequence[str] = ()) -> None:
+    """How many times as fast as the dense network over batch sizes, one colour each; names in `lines` are thin."""
+    figure = Figure(figsize=(8.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(1, color="black", linewidth=0.8)
+    for name, speed_ups in networks.items():
+        thin, (sizes, values) = name in lines, zip(*sorted(speed_ups.items()), strict=True)
+        axes.plot(sizes, values, "o--" if thin else "D-", label=name, markersize=4 if thin else 6, linewidth=1.2)
+    sizes = sorted({size for speed_ups in networks.values() for size in speed_ups})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, map(str, sizes))
+    axes.minorticks_off()
+    axes.set(xlabel="images in a batch", ylabel="times as fast as dense")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(path, dpi=150)
+
+
 def draw_episodes(net: DynamicViT, dataset: Dataset, index: Sequence[int], path: Path) -> None:
     """The ends of some episodes, one below the other, as the environment renders them.
 

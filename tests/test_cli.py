@@ -121,6 +121,7 @@ def finished(folder: Path) -> dict[str, Finished]:
         "evaluate joint": ["evaluate", "JOINT", *NO_MASKS, "--json", "joint.json"],
         "benchmark": ["benchmark", "RUN", *sizes, "--rival", "tiny-vit4", "--json", "benchmark.json"],
         "benchmark adapted": ["benchmark", "RUN", *sizes, "--adapt", "--json", "adapted.json"],
+        "report": ["report", "benchmark.json", "adapted.json", "--out", "speed.md"],
         "pretrain": ["pretrain", "--out", "small", *small, "--json", "pretrain.json"],
         "fine-tune": ["pretrain", "--out", "tuned", "--start", "small", *small[-4:], "--skip", "half"],
         "depth of a folder": ["depth", "--backbone", "tuned", "--dataset", "small-digits"],
@@ -229,6 +230,16 @@ def test_benchmark(finished: dict[str, Finished], folder: Path) -> None:
     adapted = json.loads((folder / "adapted.json").read_text())["adapted"]
     slow = [size for size, speed_up in adapted.items() if speed_up < 1]
     assert "1" in adapted and ("runs all blocks in batches of about " + ", ".join(slow) in text) == bool(slow)
+
+
+def test_a_report_of_benchmarks(finished: dict[str, Finished], folder: Path) -> None:
+    assert "speed-up over dense at batch" in check(finished["report"])
+    lines = (folder / "speed.md").read_text().splitlines()[4:]
+    assert [line.split("|")[1].strip() for line in lines] == [
+        str(folder / "RUN"),
+        "tiny-vit4",
+        f"{folder / 'RUN'}, adapted",
+    ]
 
 
 def test_pretrain(finished: dict[str, Finished], folder: Path) -> None:

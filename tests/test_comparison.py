@@ -243,7 +243,7 @@ def test_a_report_of_what_is_finished(tmp_path: Path) -> None:
     cells = make_cells(BASE, tmp_path / "runs", ["a2c", "reinforce"], [0.8], [0])
     found = compare(cells[:1], static_mask_images=0, progress_bar=False)
     out, figure, values = (tmp_path / "docs" / name for name in ("table.md", "figure.png", "all.json"))
-    report(tmp_path / "runs", out, figure, values)
+    report(tmp_path / "runs", (), out, figure, values)
     text = out.read_text()
     assert text == accuracy_grid(found).markdown() + "\n" + difference_grid(found).markdown()
     assert f"| a2c | {100 * found[0]['net']['accuracy']:.2f}" in text and "a2c - early exit" in text

@@ -14,7 +14,13 @@ from vitskip.backbone import load_backbone, load_dataset
 from vitskip.envs import ObservationLayout
 from vitskip.envs.single import episode_frame
 from vitskip.envs.viewer import WIDTH, draw_strip
-from vitskip.eval.figures import draw_accuracy_over_compute, draw_episodes, draw_reward_curves, shown_range
+from vitskip.eval.figures import (
+    draw_accuracy_over_compute,
+    draw_episodes,
+    draw_reward_curves,
+    draw_speed_ups,
+    shown_range,
+)
 
 CURVE = {
     "timesteps": [1e5, 2e5, 3e5],
@@ -42,6 +48,16 @@ def test_reward_curves(tmp_path: Path) -> None:
     assert one.shape[1] > 2 * one.shape[0] > 600  # three panels side by side
     assert 0.01 < share_drawn(one) < 0.5
     assert (one != two).any()
+
+
+def test_speed_ups(tmp_path: Path) -> None:
+    networks = {"agent": {8: 2.0, 1: 0.5}, "small net": {1: 2.0, 8: 2.1}}
+    draw_speed_ups(networks, tmp_path / "thin.png", lines=("small net",))
+    draw_speed_ups(networks, tmp_path / "thick.png")
+    draw_speed_ups({**networks, "agent": {8: 2.0, 1: 1.5}}, tmp_path / "faster.png", lines=("small net",))
+    thin, thick, faster = (read_picture(tmp_path / f"{name}.png") for name in ("thin", "thick", "faster"))
+    assert min(thin.shape[:2]) > 400
+    assert (thin != thick).any() and (thin != faster).any()
 
 
 def test_lines_far_below_leave_the_picture() -> None:

@@ -23,10 +23,11 @@ from vitskip.envs import EnvConfig
 from vitskip.eval.comparison import compare as compare_cells
 from vitskip.eval.comparison import make_cells
 from vitskip.eval.comparison_report import accuracy_grid, difference_grid, frontiers, read_evaluations
-from vitskip.eval.figures import draw_accuracy_over_compute
+from vitskip.eval.figures import draw_accuracy_over_compute, draw_speed_ups
 from vitskip.eval.grid import Grid
 from vitskip.eval.sweep import make_trials, sweep_grid
 from vitskip.eval.sweep import sweep as sweep_trials
+from vitskip.eval.throughput_report import is_benchmark, read_speed_ups, speed_up_grid
 
 from .output import console, write_result
 
@@ -169,25 +170,38 @@ def compare(
 
 
 def report(
-    comparison: tyro.conf.Positional[Path],
+    result: tyro.conf.Positional[Path],
+    others: tyro.conf.Positional[tuple[Path, ...]] = (),
     out: Path | None = None,
     figure: Path | None = None,
     json: Path | None = None,
 ) -> None:
-    """Print what `vitskip compare` has found so far, and write it as Markdown.
+    """Print what `vitskip compare` has found so far, or what `vitskip benchmark` measured, and write it as Markdown.
 
     Args:
-        comparison: the folder that `vitskip compare` was given, or the JSON file that it wrote.
+        result: the folder that `vitskip compare` was given, or the JSON file that it wrote; or one that `vitskip
+            benchmark` wrote.
+        others: further ones of `vitskip benchmark`, a line for each.
         out: Markdown file to write.
-        figure: also draw accuracy over compute into this PNG file.
+        figure: also draw accuracy over compute, or speed-up over batch size, into this PNG file.
         json: also write all numbers into one file.
     """
-    evaluations = read_evaluations(comparison)
-    grids = _show(evaluations, figure)
+    paths = (result, *others)
+    if all(map(is_benchmark, paths)):
+        values, rivals = read_speed_ups(paths)
+        grids = (speed_up_grid(values),)
+        _print(grids)
+        if figure is not None:
+            draw_speed_ups(values, _with_folder(figure), lines=rivals)
+    elif others:
+        other = next(path for path in paths if not is_benchmark(path))
+        raise ValueError(f"report: expected each of several to be a file of `vitskip benchmark --json`, got {other}")
+    else:
+        values = read_evaluations(result)
+        grids = _show(values, figure)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("\n".join(grid.markdown() for grid in grids))
-    write_result(json, evaluations)
+        _with_folder(out).write_text("\n".join(grid.markdown() for grid in grids))
+    write_result(json, values)
 
 
 def sweep(
@@ -224,13 +238,24 @@ def sweep(
 
 def _show(evaluations: Sequence[dict[str, Any]], figure: Path | None) -> tuple[Grid, ...]:
     grids = accuracy_grid(evaluations), difference_grid(evaluations)
+    _print(grids)
+    if figure is not None:
+        points, algorithms = frontiers(evaluations), {evaluation["algorithm"] for evaluation in evaluations}
+        draw_accuracy_over_compute(
+            points, _with_folder(figure), lines=[name for name in points if name not in algorithms]
+        )
+    return grids
+
+
+def _print(grids: Sequence[Grid]) -> None:
     for grid in grids:
         console.print(grid.table())
-    if figure is not None:
-        figure.parent.mkdir(parents=True, exist_ok=True)
-        points, algorithms = frontiers(evaluations), {evaluation["algorithm"] for evaluation in evaluations}
-        draw_accuracy_over_compute(points, figure, lines=[name for name in points if name not in algorithms])
-    return grids
+
+
+def _with_folder(path: Path) -> Path:
+    """The same path; its folder is there now."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _json_object(argument: str, text: str) -> dict[str, Any]:

@@ -107,9 +107,8 @@ def benchmark(
     rivals = {name: load_backbone(name) for name in rival}
     result = benchmark_net(net, images, batch_sizes=batch_sizes, seconds=seconds, rivals=rivals)
     console.print(benchmark_table(result))
-    write_result(
-        json, {"run": str(run), "device": device, "versions": versions(), "adapted": adapted, **result.summary()}
-    )
+    setting = {"run": str(run), "budget": budget, "device": device, "versions": versions(), "adapted": adapted}
+    write_result(json, {**setting, **result.summary()})
 
 
 def demo(out: Path = Path("runs/demo"), seed: int = 0, scale: float = 1.0, json: Path | None = None) -> None:
