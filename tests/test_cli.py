@@ -223,7 +223,8 @@ def test_benchmark(finished: dict[str, Finished], folder: Path) -> None:
     text = check(finished["benchmark"])
     summary = json.loads((folder / "benchmark.json").read_text())
     assert [row["batch_size"] for row in summary["sizes"]] == [1, 4]
-    assert {"run", "device", "versions", "threads", "speed_up_geometric_mean", "speed_up_worst"} <= set(summary)
+    setting = {"run", "budget", "device", "versions", "threads"}
+    assert setting | {"speed_up_geometric_mean", "speed_up_worst"} <= set(summary)
     assert "dense [images/s]" in text and "geo. mean" in text and "tiny-vit4" in text
     assert summary["adapted"] == {}
     text = check(finished["benchmark adapted"])
