@@ -42,6 +42,6 @@ def random_skip(layout: ObservationLayout, rate: float, seed: int = 0) -> Policy
     return Policy("random", layout, seed=seed, rate=rate)
 
 
-def early_exit(layout: ObservationLayout, threshold: float) -> Policy:
-    """Units until the head's top probability reaches `threshold`."""
+def early_exit(layout: ObservationLayout, threshold: float | Sequence[float]) -> Policy:
+    """Units until the head's top probability reaches `threshold`, or that after as many units."""
     return Policy("early-exit", layout, threshold=threshold)

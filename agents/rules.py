@@ -83,27 +83,34 @@ class RandomRule(nn.Module):
 
 
 class EarlyExitRule(nn.Module):
-    """Runs blocks until the head's top probability reaches a threshold; unit 0 always runs.
+    """Runs units until the head's top probability reaches a threshold; unit 0 always runs.
 
     Args:
         layout: of the observations.
-        threshold: at least 0; 0 runs unit 0 only, more than 1 everything.
+        threshold: at least 0; 0 runs unit 0 only, more than 1 everything. Or one after each of the U units, none above
+            the one before, so that whoever has left does not come back.
     """
 
     samples = False
     macs = 0
 
-    def __init__(self, layout: ObservationLayout, threshold: float) -> None:
+    thresholds: Tensor  # before each unit [U]
+
+    def __init__(self, layout: ObservationLayout, threshold: float | Sequence[float]) -> None:
         super().__init__()
-        if not threshold >= 0:
-            raise ValueError(f"threshold: expected a number of at least 0, got {threshold}")
-        self.arguments = {"threshold": threshold}
-        self.depth, self.probabilities, self.threshold = layout.depth, layout.probabilities, threshold
+        units, after = layout.num_units, torch.as_tensor(threshold, dtype=torch.float32)
+        if after.shape not in ((), (units,)):
+            raise ValueError(f"threshold: expected a number, or one for each of {units} units, got {threshold}")
+        after = after.expand(units)
+        if not (after >= 0).all() or (after.diff() > 0).any():
+            raise ValueError(f"threshold: expected numbers of at least 0 that do not rise, got {threshold}")
+        self.arguments = {"threshold": threshold if isinstance(threshold, int | float) else list(threshold)}
+        self.depth, self.probabilities = layout.depth, layout.probabilities
+        self.register_buffer("thresholds", torch.cat([torch.tensor([torch.inf]), after[:-1]]), persistent=False)
 
     def forward(self, observation: Float[Tensor, "B O"]) -> Float[Tensor, " B"]:
-        confident = observation[:, self.probabilities].amax(1) >= self.threshold
-        run = ~confident | (observation[:, self.depth.start] > 0)
-        return torch.where(run, CERTAIN, -CERTAIN)
+        confident = observation[:, self.probabilities].amax(1) >= self.thresholds[observation[:, self.depth].argmax(1)]
+        return torch.where(confident, -CERTAIN, CERTAIN)
 
 
 def _log_odds(probability: float) -> float:

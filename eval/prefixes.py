@@ -23,9 +23,13 @@ class Prefixes:
     correct: NDArray[np.bool_]
     confidence: NDArray[np.float32]
 
-    def exit_units(self, threshold: float) -> NDArray[np.int64]:
-        """Units that confidence early exit runs on each image, int64 [N]: as `EarlyExitRule`, at least one."""
-        confident = self.confidence[1:] >= threshold
+    def exit_units(self, thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Units that confidence early exit runs on each image, int64 [N]: at least one (as `EarlyExitRule`).
+
+        Args:
+            thresholds: after each unit [U]; the last one leaves in any case.
+        """
+        confident = self.confidence[1:] >= thresholds[:, None]
         confident[-1] = True
         return confident.argmax(0) + 1
 

@@ -14,13 +14,13 @@ from ..agents.policy import Policy
 from ..agents.static_masks import StaticMasks
 from ..backbone import Backbone, Dataset
 from ..envs.observation import ObservationLayout
+from .early_exit import falling_threshold, one_threshold
 from .frontier import neighbours
 from .measurement import Measurement, measure, mix
 from .oracle import Codebook, codebook_masks, run_codebook
 from .prefixes import Prefixes, run_prefixes
 from .static_networks import StaticNetworks
 
-BISECTIONS = 30
 RATES = 20  # of random skipping that are measured; those between are mixtures
 
 
@@ -62,6 +62,7 @@ class Rivals:
         self._macs = net.backbone.macs
         self._unit_macs = np.array(self._macs.units(net.action_unit), np.int64)
         self._prefix_macs = np.concatenate([[0], self._unit_macs.cumsum()]) + self._macs.stem  # head not included
+        self._exit_macs = self._prefix_macs + (1 + np.arange(self.layout.num_units + 1)) * self._macs.head
         self._random_measured: dict[float, Measurement] = {}
         self._masks_measured: dict[tuple[bool, ...], Measurement] = {}
 
@@ -78,6 +79,7 @@ class Rivals:
         if self.static_masks is not None:
             found["best static mask"] = self.best_static(self.static_masks, test_macs)
         found["early exit"] = self.early_exit(validation_macs)
+        found["early exit, falling"] = self.falling_exit(validation_macs)
         return found | {name: networks.at(test_macs) for name, networks in self.networks.items()}
 
     def measured(self, net: DynamicViT) -> tuple[Measurement, Measurement]:
@@ -113,18 +115,19 @@ class Rivals:
         return mix(low, high, macs)
 
     def early_exit(self, validation_macs: float) -> Measurement:
-        """Confidence early exit with the threshold that costs `validation_macs` on validation.
+        """Confidence early exit with the threshold that costs `validation_macs` on validation."""
+        return self._leave(one_threshold(self._validation_prefixes, self._exit_macs, validation_macs))
 
-        Exact, from one pass over all prefixes: the path of an early exit is a prefix. The head is called once before
-        the first unit and again after each.
+    def falling_exit(self, validation_macs: float) -> Measurement:
+        """The same with a threshold that falls with depth, as much as makes most images right on validation."""
+        return self._leave(falling_threshold(self._validation_prefixes, self._exit_macs, validation_macs))
+
+    def _leave(self, thresholds: NDArray[np.float64]) -> Measurement:
+        """Exact, from one pass over all prefixes: the path of an early exit is a prefix.
+
+        The head is called once before the first unit and again after each.
         """
-        low, high = 0.0, 1.0 + 1e-6
-        for _ in range(BISECTIONS):
-            threshold = (low + high) / 2
-            units = self._validation_prefixes.exit_units(threshold)
-            cost = (self._prefix_macs[units] + (1 + units) * self._macs.head).mean()
-            low, high = (threshold, high) if cost < validation_macs else (low, threshold)
-        units = self._test_prefixes.exit_units(high)
+        units = self._test_prefixes.exit_units(thresholds)
         return self._prefix(units, head_calls=1 + units)
 
     @functools.cached_property

@@ -18,7 +18,7 @@ class SkipTolerance:
 
     Attributes:
         accuracy: float64 [L] by name: random skip, first k, best static mask (chosen on validation),
-            early exit (its own head calls counted).
+            early exit with one threshold and with a falling one (their head calls counted).
         macs_fraction: float64 [L], of the dense network.
         full: accuracy of the dense network.
     """

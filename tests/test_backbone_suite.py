@@ -48,7 +48,13 @@ def test_the_suite_trains_what_is_missing_and_tables_what_is_there(
         "tiny-digits-small-vit3-plain",
     ]
     cards = json.loads((tiny_suite / "all.json").read_text())
-    assert set(cards["vit12"]["test"]["accuracy"]) == {"random skip", "first k", "best static mask", "early exit"}
+    assert set(cards["vit12"]["test"]["accuracy"]) == {
+        "random skip",
+        "first k",
+        "best static mask",
+        "early exit",
+        "early exit, falling",
+    }
     assert cards["vit3-plain"]["recipe"]["skip"] == "none"
     assert load_backbone(str(tiny_suite / "tiny-digits-small-vit3-plain")).depth == 3
     first = capsys.readouterr().out

@@ -176,7 +176,7 @@ def test_evaluate(finished: dict[str, Finished], folder: Path) -> None:
     text = check(finished["evaluate"])
     summary = json.loads((folder / "evaluate.json").read_text())
     assert {"run", "versions", "net", "dense", "rivals", "net_minus"} <= set(summary)
-    rivals = {"random skip", "first k", "best static mask", "early exit", "token merging"}
+    rivals = {"random skip", "first k", "best static mask", "early exit", "early exit, falling", "token merging"}
     assert set(summary["rivals"]) == rivals
     for name in ("run-all (dense)", "RUN", "against run-all [points]", *summary["rivals"]):
         assert name in text
@@ -250,7 +250,13 @@ def test_pretrain(finished: dict[str, Finished], folder: Path) -> None:
     assert card == json.loads((folder / "pretrain.json").read_text())
     assert (card["architecture"]["depth"], card["dataset"], card["result"]["steps"]) == (2, "small-digits", 2)
     assert card["command"].startswith("vitskip pretrain --out small")
-    assert set(card["test"]["accuracy"]) == {"random skip", "first k", "best static mask", "early exit"}
+    assert set(card["test"]["accuracy"]) == {
+        "random skip",
+        "first k",
+        "best static mask",
+        "early exit",
+        "early exit, falling",
+    }
     assert (folder / "small" / "weights.safetensors").stat().st_size > 1000
 
 

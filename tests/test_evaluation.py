@@ -21,6 +21,8 @@ from vitskip.backbone.digits import digits
 from vitskip.envs import ObservationLayout
 from vitskip.eval import Measurement, evaluate, measure, validation_masks
 from vitskip.eval.depth import depth_profile
+from vitskip.eval.early_exit import falling_threshold
+from vitskip.eval.prefixes import run_prefixes
 from vitskip.eval.rivals import Rivals
 from vitskip.eval.tables import comparison_table, depth_table
 
@@ -119,7 +121,7 @@ def test_rivals_compute_as_much_as_the_network(
 ) -> None:
     target = fraction * net.backbone.macs.total
     found = Rivals(net, validation, test_part, masks).at(target, target)
-    assert list(found) == ["random skip", "first k", "best static mask", "early exit"]
+    assert list(found) == ["random skip", "first k", "best static mask", "early exit", "early exit, falling"]
     for name in ("random skip", "first k", "best static mask"):
         assert found[name].macs.mean() == pytest.approx(target, rel=0.02), name
     first, best = found["first k"].keep_mask, found["best static mask"].keep_mask
@@ -132,7 +134,7 @@ def test_rivals_compute_as_much_as_the_network(
 def test_targets_out_of_reach_give_the_nearest(net: DynamicViT, validation: Dataset, test_part: Dataset) -> None:
     rivals = Rivals(net, validation, test_part)
     found = rivals.at(1e9, 1e9)
-    assert list(found) == ["random skip", "first k", "early exit"]
+    assert list(found) == ["random skip", "first k", "early exit", "early exit, falling"]
     assert all(rival.keep_mask.all() for rival in found.values())
     found = rivals.at(1.0, 1.0)
     assert not found["first k"].keep_mask.any()
@@ -181,6 +183,19 @@ def test_the_early_exit_is_one_that_really_exits(validation: Dataset, test_part:
         low, high = (threshold, high) if real.macs.mean() < rival.macs.mean() else (low, threshold)
     assert real is not None and same(rival, real)
     assert rival.distinct_paths > 2
+
+
+def test_the_falling_exit_is_a_network_with_its_thresholds(validation: Dataset, test_part: Dataset) -> None:
+    net = make_net("early-exit")
+    macs, prefixes = net.backbone.macs, run_prefixes(net.backbone, validation)
+    after = np.concatenate([[0], np.cumsum(macs.units("block"))])
+    costs = macs.stem + after + (1 + np.arange(len(after))) * macs.head
+    thresholds = falling_threshold(prefixes, costs, 0.7 * macs.total)
+    policy = baselines.early_exit(net.policy.layout, thresholds.tolist())
+    real = measure(DynamicViT(net.backbone, policy).eval(), test_part)
+    assert thresholds[0] > thresholds[-1]
+    assert same(Rivals(net, validation, test_part).falling_exit(0.7 * macs.total), real)
+    assert real.distinct_paths > 2
 
 
 @pytest.mark.parametrize("action_unit", ["block", "half"])

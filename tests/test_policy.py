@@ -119,6 +119,13 @@ def test_early_exit_decides_row_by_row() -> None:
     assert policy.decide(rows).tolist() == [False, True, True]
 
 
+def test_early_exit_may_ask_for_less_the_deeper_it_is() -> None:
+    policy = Policy("early-exit", LAYOUT, threshold=[0.9, 0.7, 0.6, 0.0])
+    assert decisions(policy, probabilities=(0.8, 0.1, 0.1)) == [True, True, False, False]
+    assert decisions(policy, probabilities=(0.65, 0.2, 0.15)) == [True, True, True, False]
+    assert decisions(policy, probabilities=(0.4, 0.3, 0.3)) == [True] * 4
+
+
 def test_mlp_equals_its_formula() -> None:
     policy = make_policy("mlp", LAYOUT)
     weights = {name: tensor.numpy() for name, tensor in policy.state_dict().items()}
@@ -194,8 +201,10 @@ def test_a_certain_rule_leaves_nothing_to_draw() -> None:
         ("mask", {"keep": "runs"}, "keep: expected truth values, got 'runs'"),
         ("random", {"rate": 1.5}, r"rate: expected a probability in \[0, 1\], got 1.5"),
         ("random", {"rate": math.nan}, r"rate: expected a probability in \[0, 1\], got nan"),
-        ("early-exit", {"threshold": -0.1}, "threshold: expected a number of at least 0, got -0.1"),
-        ("early-exit", {"threshold": math.nan}, "threshold: expected a number of at least 0, got nan"),
+        ("early-exit", {"threshold": -0.1}, "threshold: expected numbers of at least 0 that do not rise, got -0.1"),
+        ("early-exit", {"threshold": math.nan}, "threshold: expected numbers of at least 0 that do not rise, got nan"),
+        ("early-exit", {"threshold": [0.9, 0.8, 0.85, 0.7]}, "expected numbers of at least 0 that do not rise, got"),
+        ("early-exit", {"threshold": [0.9, 0.8]}, "threshold: expected a number, or one for each of 4 units, got"),
         ("mlp", {"widths": [8, 0]}, r"widths: expected positive integers, got \[8, 0\]"),
         ("mlp", {"widths": [-8]}, r"widths: expected positive integers, got \[-8\]"),
         ("mlp", {"widths": "88"}, "widths: expected positive integers, got '88'"),

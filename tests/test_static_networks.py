@@ -107,7 +107,7 @@ def test_they_stand_beside_the_other_rivals(
     networks = {"shallow nets": shallow, "one net": shallow[:1]}
     target = 0.9 * net.backbone.macs.total
     found = Rivals(net, validation, test_part, networks=networks).at(target, target)
-    assert list(found) == ["random skip", "first k", "early exit", "shallow nets", "one net"]
+    assert list(found) == ["random skip", "first k", "early exit", "early exit, falling", "shallow nets", "one net"]
     assert found["shallow nets"].macs.mean() == pytest.approx(target, rel=0.01)
     evaluation = evaluate(net, validation, test_part, networks=networks)
     assert list(evaluation.rivals) == list(found)
