@@ -43,5 +43,5 @@ def random_skip(layout: ObservationLayout, rate: float, seed: int = 0) -> Policy
 
 
 def early_exit(layout: ObservationLayout, threshold: float | Sequence[float]) -> Policy:
-    """Units until the head's top probability reaches `threshold`, or that after as many units."""
+    """Units until the head's top probability reaches `threshold`, or that of the next unit."""
     return Policy("early-exit", layout, threshold=threshold)

@@ -5,7 +5,7 @@ A rule is a plain torch module that gives the log-odds of RUN for each row of a 
 
 import math
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -83,30 +83,33 @@ class RandomRule(nn.Module):
 
 
 class EarlyExitRule(nn.Module):
-    """Runs units until the head's top probability reaches a threshold; unit 0 always runs.
+    """Runs units until the head's top probability reaches a threshold.
 
     Args:
         layout: of the observations.
-        threshold: at least 0; 0 runs unit 0 only, more than 1 everything. Or one after each of the U units, none above
-            the one before, so that whoever has left does not come back.
+        threshold: at least 0; unit 0 always runs, 0 runs nothing else, more than 1 everything. Or one before each of
+            the U units, none above the one before, so that whoever has left does not come back.
     """
 
     samples = False
     macs = 0
-
     thresholds: Tensor  # before each unit [U]
 
     def __init__(self, layout: ObservationLayout, threshold: float | Sequence[float]) -> None:
         super().__init__()
-        units, after = layout.num_units, torch.as_tensor(threshold, dtype=torch.float32)
-        if after.shape not in ((), (units,)):
+        units = layout.num_units
+        if isinstance(threshold, int | float):
+            self.arguments: dict[str, Any] = {"threshold": threshold}
+            before = torch.tensor([torch.inf, *[threshold] * (units - 1)])
+        else:
+            self.arguments = {"threshold": list(threshold)}
+            before = torch.tensor(threshold)
+        if len(before) != units:
             raise ValueError(f"threshold: expected a number, or one for each of {units} units, got {threshold}")
-        after = after.expand(units)
-        if not (after >= 0).all() or (after.diff() > 0).any():
+        if not (before >= 0).all() or (before.diff() > 0).any():
             raise ValueError(f"threshold: expected numbers of at least 0 that do not rise, got {threshold}")
-        self.arguments = {"threshold": threshold if isinstance(threshold, int | float) else list(threshold)}
         self.depth, self.probabilities = layout.depth, layout.probabilities
-        self.register_buffer("thresholds", torch.cat([torch.tensor([torch.inf]), after[:-1]]), persistent=False)
+        self.register_buffer("thresholds", before, persistent=False)
 
     def forward(self, observation: Float[Tensor, "B O"]) -> Float[Tensor, " B"]:
         confident = observation[:, self.probabilities].amax(1) >= self.thresholds[observation[:, self.depth].argmax(1)]

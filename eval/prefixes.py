@@ -24,14 +24,13 @@ class Prefixes:
     confidence: NDArray[np.float32]
 
     def exit_units(self, thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Units that confidence early exit runs on each image, int64 [N]: at least one (as `EarlyExitRule`).
+        """Units that confidence early exit runs on each image, int64 [N]: as `EarlyExitRule`.
 
         Args:
-            thresholds: after each unit [U]; the last one leaves in any case.
+            thresholds: before each unit [U].
         """
-        confident = self.confidence[1:] >= thresholds[:, None]
-        confident[-1] = True
-        return confident.argmax(0) + 1
+        confident = np.concatenate([self.confidence[:-1] >= thresholds[:, None], np.ones_like(self.correct[-1:])])
+        return confident.argmax(0)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from ..agents.image_runner import make_runner
 from ..agents.policy import Policy
 from ..agents.static_masks import StaticMasks
 from ..backbone import Backbone, Dataset
+from ..backbone.token_merging import unmerged
 from ..envs.observation import ObservationLayout
 from .early_exit import falling_threshold, one_threshold
 from .frontier import neighbours
@@ -62,6 +63,7 @@ class Rivals:
         self._macs = net.backbone.macs
         self._unit_macs = np.array(self._macs.units(net.action_unit), np.int64)
         self._prefix_macs = np.concatenate([[0], self._unit_macs.cumsum()]) + self._macs.stem  # head not included
+        self._blind = unmerged(net.backbone) is net.backbone  # one that merges has run block 0 before the first unit
         self._exit_macs = self._prefix_macs + (1 + np.arange(self.layout.num_units + 1)) * self._macs.head
         self._random_measured: dict[float, Measurement] = {}
         self._masks_measured: dict[tuple[bool, ...], Measurement] = {}
@@ -116,11 +118,14 @@ class Rivals:
 
     def early_exit(self, validation_macs: float) -> Measurement:
         """Confidence early exit with the threshold that costs `validation_macs` on validation."""
-        return self._leave(one_threshold(self._validation_prefixes, self._exit_macs, validation_macs))
+        return self._leave(
+            one_threshold(self._validation_prefixes, self._exit_macs, validation_macs, blind=self._blind)
+        )
 
     def falling_exit(self, validation_macs: float) -> Measurement:
         """The same with a threshold that falls with depth, as much as makes most images right on validation."""
-        return self._leave(falling_threshold(self._validation_prefixes, self._exit_macs, validation_macs))
+        prefixes, costs = self._validation_prefixes, self._exit_macs
+        return self._leave(falling_threshold(prefixes, costs, validation_macs, blind=self._blind))
 
     def _leave(self, thresholds: NDArray[np.float64]) -> Measurement:
         """Exact, from one pass over all prefixes: the path of an early exit is a prefix.

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vitskip.eval.early_exit import falling_threshold, one_threshold
+from vitskip.eval.early_exit import NEVER, falling_threshold, one_threshold
 from vitskip.eval.prefixes import Prefixes
 
 COSTS = np.array([1, 11, 21, 31])  # of leaving after 0 to 3 units
 
 
 def prefixes(images: int = 1000, seed: int = 0) -> Prefixes:
-    """The head is half as sure as it is right, the deeper the less sure."""
+    """The head is as sure as it is right after the first unit; the deeper, the less sure, and as right."""
     generator = np.random.default_rng(seed)
     confidence = generator.uniform(0.4, 1, (4, images)).astype(np.float32)
     correct = generator.uniform(0, 1, (4, images)) < confidence
@@ -29,11 +29,11 @@ def judged(found: Prefixes, thresholds: NDArray[np.float64]) -> tuple[float, flo
 
 
 def test_thresholds_are_those_of_their_units() -> None:
-    confidence = np.array([[0.9, 0.9], [0.5, 0.4], [0.7, 0.8], [0.1, 0.2]], np.float32)
+    confidence = np.array([[0.9, 0.3], [0.5, 0.4], [0.7, 0.8], [0.1, 0.2]], np.float32)
     found = Prefixes(np.ones((4, 2), bool), confidence)
-    assert found.exit_units(np.array([0.5, 0.75, 1.0])).tolist() == [1, 2]
-    assert found.exit_units(np.array([0.6, 0.9, 1.0])).tolist() == [3, 3]
-    assert found.exit_units(np.zeros(3)).tolist() == [1, 1]
+    assert found.exit_units(np.array([NEVER, 0.5, 0.75])).tolist() == [1, 2]
+    assert found.exit_units(np.array([0.8, 0.6, 0.9])).tolist() == [0, 3]
+    assert found.exit_units(np.zeros(3)).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("target", [14, 18, 24])
@@ -46,7 +46,7 @@ def test_the_target_is_met(choose: Any, target: float) -> None:
 def test_a_falling_threshold_finds_the_better_units(seed: int) -> None:
     """Near the best of all pairs of thresholds that cost no more; a single one is far behind."""
     found, target = prefixes(seed=seed), 18
-    every = (judged(found, np.array([*pair, 0.0])) for pair in itertools.product(np.linspace(0, 1.01, 102), repeat=2))
+    every = (judged(found, np.array([NEVER, *pair])) for pair in itertools.product(np.linspace(0, 1.01, 102), repeat=2))
     best = max(accuracy for accuracy, cost in every if cost <= target)
     thresholds = falling_threshold(found, COSTS, target)
     assert (np.diff(thresholds) < 0).all()
@@ -70,3 +70,11 @@ def test_targets_out_of_reach_give_the_nearest() -> None:
     for choose in (one_threshold, falling_threshold):
         assert judged(prefixes(), choose(prefixes(), COSTS, 5.0))[1] == 11
         assert judged(prefixes(), choose(prefixes(), COSTS, 40.0))[1] == 31
+
+
+def test_who_is_not_blind_may_leave_at_once() -> None:
+    for choose in (one_threshold, falling_threshold):
+        thresholds = choose(prefixes(), COSTS, 6.0, blind=False)
+        assert thresholds[0] < 1
+        assert judged(prefixes(), thresholds)[1] == pytest.approx(6.0, abs=0.05)
+        assert judged(prefixes(), choose(prefixes(), COSTS, 0.5, blind=False))[1] == 1

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import toys  # noqa: F401 - registers the tiny names
+import toys
 from nets import distinct, make_net
 from rich.console import Console
 from rich.table import Table
@@ -196,6 +196,15 @@ def test_the_falling_exit_is_a_network_with_its_thresholds(validation: Dataset, 
     assert thresholds[0] > thresholds[-1]
     assert same(Rivals(net, validation, test_part).falling_exit(0.7 * macs.total), real)
     assert real.distinct_paths > 2
+
+
+def test_a_net_that_merges_may_be_left_before_its_first_unit(validation: Dataset, test_part: Dataset) -> None:
+    """Block 0 has run by then; before, the belief is blind."""
+    for name, blind in (("tiny-vit4", True), (toys.MERGING, False)):
+        net = make_net("early-exit", backbone=load_backbone(name))
+        rivals, target = Rivals(net, validation, test_part), 0.65 * net.backbone.macs.total
+        for found in (rivals.early_exit(target), rivals.falling_exit(target)):
+            assert (found.keep_mask[:, 0].all(), found.keep_mask[:, 0].any()) == (blind, True)
 
 
 @pytest.mark.parametrize("action_unit", ["block", "half"])

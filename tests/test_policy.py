@@ -120,9 +120,10 @@ def test_early_exit_decides_row_by_row() -> None:
 
 
 def test_early_exit_may_ask_for_less_the_deeper_it_is() -> None:
-    policy = Policy("early-exit", LAYOUT, threshold=[0.9, 0.7, 0.6, 0.0])
-    assert decisions(policy, probabilities=(0.8, 0.1, 0.1)) == [True, True, False, False]
-    assert decisions(policy, probabilities=(0.65, 0.2, 0.15)) == [True, True, True, False]
+    policy = Policy("early-exit", LAYOUT, threshold=[0.9, 0.7, 0.6, 0.6])
+    assert decisions(policy, probabilities=(0.95, 0.03, 0.02)) == [False] * 4
+    assert decisions(policy, probabilities=(0.8, 0.1, 0.1)) == [True, False, False, False]
+    assert decisions(policy, probabilities=(0.65, 0.2, 0.15)) == [True, True, False, False]
     assert decisions(policy, probabilities=(0.4, 0.3, 0.3)) == [True] * 4
 
 
