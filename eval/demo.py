@@ -103,7 +103,8 @@ def _draw(out: Path, runs: dict[str, TrainResult], evaluations: dict[str, Evalua
 def _table(evaluations: dict[str, Evaluation], timings: dict[str, Benchmark]) -> Table:
     table = Table(
         title="test images: agents, and every baseline at each agent's compute",
-        caption="lead: the agent's accuracy minus this network's, on the same images, with its 95% interval, in points",
+        caption="lead: the agent's accuracy minus this network's, on the same images, with its 95% interval [points]; "
+        "no worse: not by half a point",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -123,15 +124,15 @@ def _table(evaluations: dict[str, Evaluation], timings: dict[str, Benchmark]) ->
         for rival, row in {"run-all (dense)": dense, **evaluation.rivals}.items():
             test = paired_test(evaluation.net.correct, row.correct)
             table.add_row(
-                f"  {rival}", *_numbers(row), *("",) * 4, f"{format_test(test)} {_verdict(test, row is dense)}"
+                f" {rival}", *_numbers(row), *("",) * 4, f"{format_test(test)} {_verdict(test, row is dense)}"
             )
     return table
 
 
 def _verdict(test: PairedTest, is_dense: bool) -> str:
     if is_dense and test.no_worse():
-        return "within 0.5"
-    return f"{'wins' if test.low > 0 else 'loses' if test.high < 0 else 'level':<10}"
+        return "no worse"
+    return f"{'wins' if test.low > 0 else 'loses' if test.high < 0 else 'level':<8}"
 
 
 def _numbers(row: Measurement) -> tuple[str, str, str]:
