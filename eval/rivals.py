@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,20 +118,18 @@ class Rivals:
 
     def early_exit(self, validation_macs: float) -> Measurement:
         """Confidence early exit with the threshold that costs `validation_macs` on validation."""
-        return self._leave(
-            one_threshold(self._validation_prefixes, self._exit_macs, validation_macs, blind=self._blind)
-        )
+        return self._leave(one_threshold, validation_macs)
 
     def falling_exit(self, validation_macs: float) -> Measurement:
         """The same with a threshold that falls with depth, as much as makes most images right on validation."""
-        prefixes, costs = self._validation_prefixes, self._exit_macs
-        return self._leave(falling_threshold(prefixes, costs, validation_macs, blind=self._blind))
+        return self._leave(falling_threshold, validation_macs)
 
-    def _leave(self, thresholds: NDArray[np.float64]) -> Measurement:
+    def _leave(self, choose: Callable[..., NDArray[np.float64]], validation_macs: float) -> Measurement:
         """Exact, from one pass over all prefixes: the path of an early exit is a prefix.
 
         The head is called once before the first unit and again after each.
         """
+        thresholds = choose(self._validation_prefixes, self._exit_macs, validation_macs, blind=self._blind)
         units = self._test_prefixes.exit_units(thresholds)
         return self._prefix(units, head_calls=1 + units)
 
