@@ -11,7 +11,12 @@ from .config import EnvArguments, EnvConfig
 from .reward import TASK_REWARDS
 from .single import SkipEnv
 
-TASK_BOUNDS = {"correct": (0.0, 1.0), "margin": (-1.0, 1.0), "logprob": (-np.inf, 0.0)}  # without bounds elsewhere
+TASK_BOUNDS = {  # without bounds elsewhere
+    "correct": (0.0, 1.0),
+    "gain": (-1.0, 1.0),
+    "margin": (-1.0, 1.0),
+    "logprob": (-np.inf, 0.0),
+}
 
 
 class MultiObjectiveSkipEnv(SkipEnv):

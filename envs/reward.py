@@ -58,6 +58,15 @@ def correct(outcome: Outcome) -> Float[Tensor, " B"]:
     return (outcome.logits.argmax(1) == outcome.labels).float()
 
 
+def gain(outcome: Outcome) -> Float[Tensor, " B"]:
+    """`correct` minus the same of the full net: 1 or -1 where only one of them is right, else 0.
+
+    What is taken away does not depend on the actions, so the best policy is that of `correct`. But images that are
+    right or wrong whatever is skipped add no noise any more, and a mean of 0 is "no accuracy lost".
+    """
+    return correct(outcome) - (_full_logits(outcome, "gain").argmax(1) == outcome.labels).float()
+
+
 def margin(outcome: Outcome) -> Float[Tensor, " B"]:
     """Probability of the label minus the largest other probability, in [-1, 1]."""
     probabilities = outcome.logits.softmax(1)
@@ -73,9 +82,7 @@ def logprob(outcome: Outcome) -> Float[Tensor, " B"]:
 
 def kl(outcome: Outcome) -> Float[Tensor, " B"]:
     """Minus the Kullback-Leibler divergence KL(full net || path taken) [nats], at most 0 up to rounding."""
-    if outcome.full_logits is None:
-        raise ValueError("full_logits: expected the full net's logits for the reward 'kl', got None")
-    full = outcome.full_logits.log_softmax(1)
+    full = _full_logits(outcome, "kl").log_softmax(1)
     return -(full.exp() * (full - outcome.logits.log_softmax(1))).sum(1)
 
 
@@ -101,12 +108,19 @@ def dynavit(outcome: Outcome) -> Float[Tensor, " B"]:
 
 TASK_REWARDS: dict[str, TaskReward] = {
     "correct": TaskReward(correct),
+    "gain": TaskReward(gain, needs_full_logits=True),
     "margin": TaskReward(margin),
     "logprob": TaskReward(logprob),
     "kl": TaskReward(kl, needs_full_logits=True),
     "blockdrop": TaskReward(blockdrop, includes_cost=True),
     "dynavit": TaskReward(dynavit, includes_cost=True),
 }
+
+
+def _full_logits(outcome: Outcome, reward: str) -> Float[Tensor, "B K"]:
+    if outcome.full_logits is None:
+        raise ValueError(f"full_logits: expected the full net's logits for the reward {reward!r}, got None")
+    return outcome.full_logits
 
 
 def macs_cost(backbone: Backbone, action_unit: ActionUnit) -> NDArray[np.float64]:

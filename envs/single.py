@@ -36,7 +36,7 @@ class SkipEnv(gym.Env[NDArray[Any], np.int64], EzPickle):
 
     ## Rewards
     `-cost_weight * (the block's share of all blocks' MACs)` when a block runs, plus at the end a task reward by
-    name: `correct`, `margin`, `logprob`, `kl`, `blockdrop`, `dynavit` (see `envs/reward.py`).
+    name: `correct`, `gain`, `margin`, `logprob`, `kl`, `blockdrop`, `dynavit` (see `envs/reward.py`).
 
     ## Starting State
     The embedded image and no block run; the image is drawn from `np_random`, or in sequence with

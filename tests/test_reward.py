@@ -1,6 +1,7 @@
 """Rewards by hand, and the return of an episode recomputed from what the episode did."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from toys import DEPTH, tiny_core, tiny_vit4
 
 from vitskip.backbone import run_masked
-from vitskip.envs.reward import COSTS, TASK_REWARDS, Outcome, blockdrop, correct, dynavit, kl, logprob, margin
+from vitskip.envs.reward import COSTS, TASK_REWARDS, Outcome, blockdrop, correct, dynavit, gain, kl, logprob, margin
 
 EVERY_REWARD = pytest.mark.parametrize("reward", sorted(TASK_REWARDS))
 LOG = math.log
@@ -25,6 +26,12 @@ def outcome(logits: Tensor = LOGITS, full_logits: Tensor | None = None, cost_wei
 
 def test_correct_is_one_where_the_prediction_is_the_label() -> None:
     assert correct(outcome()).tolist() == [1, 0, 1]
+
+
+def test_gain_counts_only_images_on_which_the_full_net_differs() -> None:
+    assert gain(outcome(full_logits=LOGITS)).tolist() == [0, 0, 0]
+    wrong_right_wrong = torch.eye(3)[[1, 1, 0]]
+    assert gain(outcome(full_logits=wrong_right_wrong)).tolist() == [1, -1, 1]
 
 
 def test_margin_is_the_labels_lead_in_probability() -> None:
@@ -47,9 +54,10 @@ def test_kl_is_the_divergence_from_the_full_net_by_hand() -> None:
     torch.testing.assert_close(kl(outcome(full_logits=full)), torch.tensor([first, 0.0, last]))
 
 
-def test_kl_asks_for_the_full_nets_logits() -> None:
-    with pytest.raises(ValueError, match="full_logits: expected the full net's logits"):
-        kl(outcome())
+@pytest.mark.parametrize("reward", [kl, gain])
+def test_a_comparison_with_the_full_net_asks_for_its_logits(reward: Callable[[Outcome], Tensor]) -> None:
+    with pytest.raises(ValueError, match=f"expected the full net's logits for the reward '{reward.__name__}'"):
+        reward(outcome())
 
 
 def test_blockdrop_by_hand() -> None:
@@ -134,8 +142,9 @@ def test_the_return_is_the_task_term_minus_the_price_of_compute(
     assert rewards.dtype == torch.float32
 
 
-def test_running_everything_costs_the_cost_weight_and_kl_is_then_zero() -> None:
-    core = tiny_core(4, reward="kl", cost_weight=0.3)
+@pytest.mark.parametrize("reward", ["kl", "gain"])
+def test_running_everything_costs_the_cost_weight_and_a_comparison_with_it_is_then_zero(reward: str) -> None:
+    core = tiny_core(4, reward=reward, cost_weight=0.3)
     core.reset(np.arange(4), np.arange(4))
     total = sum(core.step(np.ones(4, np.int64)) for _ in range(DEPTH))
     torch.testing.assert_close(total, torch.full((4,), -0.3))
