@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from ..backbone import Backbone
-from ..backbone.backbones import card_of, read_card
+from ..backbone.backbones import architecture_of
 from ..backbone.masked import run_units
 from ..backbone.paths import units_of_block_0
 from ..backbone.protocol import ActionUnit, unit_runner
@@ -245,10 +245,9 @@ class DynamicViT(nn.Module):
             record: further JSON values to keep (configuration, seed, results).
             dtype: of the backbone's weights in the file, e.g. float16 for half the size; as they are if not given.
         """
-        card = card_of(backbone_name)
         description = {
             "backbone": backbone_name,
-            "architecture": read_card(card)["architecture"] if card else {},
+            "architecture": architecture_of(backbone_name),
             "action_unit": self.action_unit,
             "observation": self.policy.layout.kind,
             "rule": self.policy.rule_name,

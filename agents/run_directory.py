@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone, load_backbone
-from ..backbone.backbones import build_backbone, unmerged_name
+from ..backbone.backbones import build_backbone, original_name
 from ..backbone.protocol import ActionUnit
 from ..backbone.weights import load_weights, save_weights
 from ..envs.observation import ObservationKind, ObservationLayout
@@ -61,7 +61,7 @@ class Run:
 
     def load_original(self) -> Backbone | None:
         """The dense network that joint training, or merging of tokens, began with; None if it is the run's own."""
-        name, joint = unmerged_name(self.backbone), self.record.get("train", {}).get("joint")
+        name, joint = original_name(self.backbone), self.record.get("train", {}).get("joint")
         return load_backbone(name) if joint or name != self.backbone else None
 
     def load_policy(self, layout: ObservationLayout) -> Policy:

@@ -1,4 +1,4 @@
-"""Backbones by name: registered factories, the trained ones that are shipped, and folders of `vitskip pretrain`."""
+"""Backbones by name: registered factories, the trained ones that are shipped, and folders of training runs."""
 
 import functools
 import json
@@ -14,6 +14,7 @@ from .weights import load_weights
 
 SHIPPED = Path(__file__).parent / "shipped"
 TOKEN_MERGING = "tome:"
+RUN = "run.json"
 
 BackboneFactory = Callable[[], Backbone]
 """Builds the backbone with its weights, on the CPU."""
@@ -38,33 +39,48 @@ def load_backbone(name: str) -> Backbone:
     """Build a backbone in eval mode on the CPU; every call gives a new one.
 
     Args:
-        name: registered or shipped name, or the path of a folder that `vitskip pretrain` left; "tome:COUNT:NAME" is
-            the `ViT` of that name whose block 0 always runs and merges COUNT tokens (`merge_in_stem`).
+        name: registered or shipped name, or the path of a folder that `vitskip pretrain` or `vitskip train` left, of
+            which the latter holds what joint training made of the backbone; "tome:COUNT:NAME" is the `ViT` of that
+            name whose block 0 always runs and merges COUNT tokens (`merge_in_stem`).
 
     Raises:
         ValueError: if the name is unknown, a file is not what it should be, or the factory gives something that is
             no `Backbone`.
     """
     if name.startswith(TOKEN_MERGING):
-        return _load_merging(name).eval()
-    card = card_of(name)
+        count, inner = _merging(name)
+        return _merge(count, load_backbone(inner)).eval()
+    card = card_of(name) or _run_of(name)
     backbone = _load_card(card) if card else _BACKBONES[name]()
     if not isinstance(backbone, Backbone):
         raise ValueError(f"backbone {name!r}: expected its factory to give a Backbone, got {type(backbone).__name__}")
     return backbone.eval()
 
 
-def unmerged_name(name: str) -> str:
-    """The name of the dense network that the backbone of a name stands beside; see `unmerged`."""
-    return name.removeprefix(TOKEN_MERGING).partition(":")[2] if name.startswith(TOKEN_MERGING) else name
+def original_name(name: str) -> str:
+    """The name of the dense network that a backbone began as: before its tokens were merged, and joint training."""
+    if name.startswith(TOKEN_MERGING):
+        return original_name(_merging(name)[1])
+    run = _run_of(name)
+    return original_name(_named_in(run)) if run else name
+
+
+def architecture_of(name: str) -> dict[str, Any]:
+    """What `build_backbone` builds the backbone of a name from, without its weights; empty where only code knows."""
+    if name.startswith(TOKEN_MERGING):
+        count, inner = _merging(name)
+        vit = architecture_of(inner)
+        return {"family": "tome", "count": count, "vit": vit} if vit else {}
+    card = card_of(name) or _run_of(name)
+    return read_card(card)["architecture"] if card else {}
 
 
 def build_backbone(architecture: Mapping[str, Any]) -> Backbone:
     """Build a backbone with fresh weights from JSON values.
 
     Args:
-        architecture: `family` ("vit", "torchvision" or "timm"; "vit" if there is none), and the arguments of `ViT`,
-            `torchvision_backbone` or `timm_backbone`.
+        architecture: `family` ("vit", "tome", "torchvision" or "timm"; "vit" if there is none), and the arguments of
+            `ViT`, `torchvision_backbone` or `timm_backbone`, of "tome" the `count` of tokens and the `vit`.
 
     Raises:
         ValueError: if the family is unknown or the arguments do not fit it.
@@ -103,25 +119,45 @@ def card_of(name: str) -> Path | None:
     return card if card.is_file() else None
 
 
+def _run_of(name: str) -> Path | None:
+    """The description of a run directory, a card that names the backbone; None for anything else."""
+    run = Path(name) / RUN
+    return run if name not in _BACKBONES and run.is_file() else None
+
+
+def _named_in(run: Path) -> str:
+    """The name of the backbone that a run began with."""
+    name = read_card(run).get("backbone")
+    if not isinstance(name, str):
+        raise ValueError(f"{run}: expected the name of a backbone, got {name!r}")
+    return name
+
+
 def _load_card(card: Path) -> Backbone:
     """Build a backbone from its card, and give it the weights beside it."""
-    backbone = build_backbone(read_card(card)["architecture"])
-    beside = "weights" if card.stem == "card" else card.stem
+    architecture, is_run = read_card(card)["architecture"], card.name == RUN
+    backbone = load_backbone(_named_in(card)) if is_run and not architecture else build_backbone(architecture)
+    beside = {"card": "weights", "run": "backbone"}.get(card.stem, card.stem)
     load_weights(card.with_name(f"{beside}.safetensors"), backbone)
     return backbone
 
 
-def _load_merging(name: str) -> TokenMergingViT:
-    """Build the backbone that is called tome:COUNT:NAME."""
+def _merging(name: str) -> tuple[int, str]:
+    """COUNT and NAME of tome:COUNT:NAME."""
     count, _, inner = name.removeprefix(TOKEN_MERGING).partition(":")
     if not (count.isdecimal() and inner):
         raise ValueError(f"backbone: expected {TOKEN_MERGING}COUNT:NAME, got {name!r}")
-    vit = load_backbone(inner)
+    return int(count), inner
+
+
+def _merge(count: int, vit: Backbone) -> TokenMergingViT:
     if not isinstance(vit, ViT):
-        raise ValueError(
-            f"backbone {name!r}: expected a ViT of vitskip's own to merge tokens, got {type(vit).__name__}"
-        )
-    return merge_in_stem(vit, int(count))
+        raise ValueError(f"backbone: expected a ViT of vitskip's own to merge tokens, got {type(vit).__name__}")
+    return merge_in_stem(vit, count)
+
+
+def _tome(count: int, vit: Mapping[str, Any]) -> Backbone:
+    return _merge(count, build_backbone(vit))
 
 
 def _torchvision(**arguments: Any) -> Backbone:
@@ -136,7 +172,7 @@ def _timm(**arguments: Any) -> Backbone:
     return timm_backbone(**arguments)
 
 
-FAMILIES: dict[str, Callable[..., Backbone]] = {"vit": ViT, "torchvision": _torchvision, "timm": _timm}
+FAMILIES: dict[str, Callable[..., Backbone]] = {"vit": ViT, "tome": _tome, "torchvision": _torchvision, "timm": _timm}
 
 for _card in sorted(SHIPPED.glob("*.json")):
     register_backbone(_card.stem, functools.partial(_load_card, _card))

@@ -18,7 +18,7 @@ from ..agents.dynamic_vit import DynamicViT
 from ..agents.run_directory import check_settings, versions, write_json
 from ..agents.training import TrainConfig, train
 from ..backbone import load_backbone, load_dataset
-from ..backbone.backbones import unmerged_name
+from ..backbone.backbones import original_name
 from .evaluation import evaluate_against, validation_masks
 from .measurement import Measurement, measure
 from .rivals import Rivals
@@ -157,7 +157,7 @@ def _references(cell: Cell, progress_bar: bool) -> dict[str, Measurement]:
     cells as a run directory that runs all.
     """
     config, env = cell.config, cell.config.env_config
-    name = unmerged_name(env.backbone)
+    name = original_name(env.backbone)
     if config.joint is None and name == env.backbone:
         return {}
     test = load_dataset(env.dataset, "test", env.data_root)

@@ -1,13 +1,16 @@
 """Backbones by name and by folder, their cards, and what training starts from."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from nets import make_net
 
-from vitskip.backbone.backbones import SHIPPED, build_backbone, load_backbone, read_card
+from vitskip.agents import DynamicViT
+from vitskip.backbone.backbones import SHIPPED, build_backbone, load_backbone, original_name, read_card
 from vitskip.backbone.start import start_backbone
 from vitskip.backbone.vit import ViT
 from vitskip.backbone.weights import save_weights
@@ -67,6 +70,44 @@ def test_a_folder_without_weights_is_refused(folder: Path) -> None:
 
 def test_a_path_that_is_no_folder_of_ours_is_an_unknown_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown backbone"):
+        load_backbone(str(tmp_path))
+
+
+@pytest.fixture(params=["tiny-vit4", "tome:1:tiny-vit4", "card", "tome:1:card"])
+def run(request: pytest.FixtureRequest, tmp_path: Path, folder: Path) -> tuple[Path, str, DynamicViT]:
+    """A run directory as joint training leaves it, the name of its backbone, and the net."""
+    name = request.param.replace("card", str(folder))
+    net = make_net(backbone=load_backbone(name))
+    with torch.no_grad():
+        for weight in net.backbone.parameters():
+            weight.mul_(1.1)
+    net.save(tmp_path / "run", backbone_name=name)
+    return tmp_path / "run", name, net
+
+
+def test_what_joint_training_made_of_a_backbone_is_one_by_its_path(run: tuple[Path, str, DynamicViT]) -> None:
+    path, name, net = run
+    images = torch.rand(2, 3, net.backbone.image_size, net.backbone.image_size)
+    found = load_backbone(str(path))
+    assert torch.equal(found(images), net.backbone(images))
+    assert not torch.equal(found(images), load_backbone(name)(images))
+    assert found.macs == net.backbone.macs
+    assert original_name(str(path)) == name.removeprefix("tome:1:")
+
+
+def test_an_agent_on_it_is_reloaded(tmp_path: Path, run: tuple[Path, str, DynamicViT]) -> None:
+    path, name, net = run
+    images = torch.rand(2, 3, net.backbone.image_size, net.backbone.image_size)
+    make_net(backbone=load_backbone(str(path))).save(tmp_path / "again", backbone_name=str(path))
+    if "tiny" not in name:  # what a factory makes is not known from the files
+        shutil.rmtree(path)
+    assert torch.equal(DynamicViT.load(tmp_path / "again").backbone(images), net.backbone(images))
+
+
+@pytest.mark.parametrize("name", [None, 3])
+def test_a_run_that_names_no_backbone_is_refused(tmp_path: Path, name: object) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"architecture": {}, "backbone": name}))
+    with pytest.raises(ValueError, match=r"run.json: expected the name of a backbone, got"):
         load_backbone(str(tmp_path))
 
 
