@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from ..backbone import Backbone
-from ..backbone.backbones import architecture_of
+from ..backbone.backbones import architecture_of, original_name
 from ..backbone.masked import run_units
 from ..backbone.paths import units_of_block_0
 from ..backbone.protocol import ActionUnit, unit_runner
@@ -248,6 +248,7 @@ class DynamicViT(nn.Module):
         description = {
             "backbone": backbone_name,
             "architecture": architecture_of(backbone_name),
+            "original": original_name(backbone_name),
             "action_unit": self.action_unit,
             "observation": self.policy.layout.kind,
             "rule": self.policy.rule_name,

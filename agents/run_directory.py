@@ -32,6 +32,7 @@ class Run:
         path: the folder.
         backbone: name of the backbone.
         architecture: that `build_backbone` builds it from; empty where only the name knows.
+        original: name of the dense network that the backbone began as; see `original_name`.
         action_unit: "block" or "half".
         observation: "belief" or "tokens".
         rule: name of the policy's rule.
@@ -43,6 +44,7 @@ class Run:
     path: Path
     backbone: str
     architecture: dict[str, Any]
+    original: str
     action_unit: ActionUnit
     observation: ObservationKind
     rule: str
@@ -61,8 +63,8 @@ class Run:
 
     def load_original(self) -> Backbone | None:
         """The dense network that joint training, or merging of tokens, began with; None if it is the run's own."""
-        name, joint = original_name(self.backbone), self.record.get("train", {}).get("joint")
-        return load_backbone(name) if joint or name != self.backbone else None
+        joint = self.record.get("train", {}).get("joint")
+        return load_backbone(self.original) if joint or self.original != self.backbone else None
 
     def load_policy(self, layout: ObservationLayout) -> Policy:
         """Build the policy and give it the weights of this run."""
@@ -115,9 +117,12 @@ def read(path: Path) -> Run:
         raise ValueError(f"{file}: expected format_version {FORMAT_VERSION}, got {values.get('format_version')!r}")
     values.setdefault("architecture", {})
     values.setdefault("budgets", None)
+    if isinstance(values.get("backbone"), str):
+        values.setdefault("original", original_name(values["backbone"]))
     expected = {
         "backbone": str,
         "architecture": dict,
+        "original": str,
         "action_unit": str,
         "observation": str,
         "rule": str,

@@ -10,6 +10,7 @@ import torch
 from nets import make_net
 
 from vitskip.agents import DynamicViT
+from vitskip.agents.run_directory import read
 from vitskip.backbone.backbones import SHIPPED, build_backbone, load_backbone, original_name, read_card
 from vitskip.backbone.start import start_backbone
 from vitskip.backbone.vit import ViT
@@ -102,6 +103,9 @@ def test_an_agent_on_it_is_reloaded(tmp_path: Path, run: tuple[Path, str, Dynami
     if "tiny" not in name:  # what a factory makes is not known from the files
         shutil.rmtree(path)
     assert torch.equal(DynamicViT.load(tmp_path / "again").backbone(images), net.backbone(images))
+    original = read(tmp_path / "again").load_original()
+    assert original is not None
+    assert torch.equal(original(images), load_backbone(name.removeprefix("tome:1:"))(images))
 
 
 @pytest.mark.parametrize("name", [None, 3])
