@@ -3,7 +3,7 @@
 import json
 import math
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..backbone import Backbone, load_backbone
 from ..backbone.backbones import build_backbone, original_name
 from ..backbone.protocol import ActionUnit
 from ..backbone.weights import load_weights, save_weights
+from ..envs.config import EnvConfig
 from ..envs.observation import ObservationKind, ObservationLayout
 from .policy import Policy
 
@@ -156,15 +157,19 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
         return
     recorded = read(path).record.get("train", {})
     for name, value in settings.items():
-        found, expected = (_without_data_root(wanted) for wanted in (recorded.get(name), value))
+        found, expected = (_comparable(wanted) for wanted in (recorded.get(name), value))
         if found != expected:
             raise ValueError(
                 f"{path}: expected a run with {name} {expected}, got {found}; choose another folder, or remove this one"
             )
 
 
-def _without_data_root(value: Any) -> Any:
-    return {key: item for key, item in value.items() if key != "data_root"} if isinstance(value, dict) else value
+def _comparable(value: Any) -> Any:
+    """A setting; the environment's without its data's place, and with defaults for arguments that came after a run."""
+    if not isinstance(value, dict) or "data_root" not in value:
+        return value
+    filled = json.loads(json.dumps(asdict(EnvConfig()))) | value
+    return {key: item for key, item in filled.items() if key != "data_root"}
 
 
 def _find(path: Path) -> Path:

@@ -12,11 +12,13 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from scipy.special import betaincinv
 from torch import Tensor
 
+from .datasets import Dataset
 from .protocol import to_float_images
 from .registry import Registry
 
 ERASED_AREA = (0.02, 1 / 3)  # share of the image; Zhong et al. (2020), as the next
 ERASED_ASPECT = (0.3, 3.3)  # height over width, both as shares of the image's
+BATCH = 1_000  # images that are augmented at a time
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue in grey; ITU-R BT.601
 
 
@@ -163,6 +165,32 @@ class Augmentation:
         return pixels.lerp(pixels[partner], weight), targets.lerp(targets[partner], share[:, None])
 
 
+def with_copies(dataset: Dataset, augmentation: Augmentation, copies: int) -> Dataset:
+    """The images, and after them augmented versions of all of them, the same ones every time.
+
+    Args:
+        dataset: N images.
+        augmentation: that keeps each image's label.
+        copies: versions of each image, itself included; image i is seen again at i + N, i + 2N, ...
+
+    Returns:
+        `copies` times N images on the same device.
+
+    Raises:
+        ValueError: if the augmentation mixes images.
+    """
+    if augmentation.mixup or augmentation.cutmix:
+        raise ValueError(f"augmentation: expected one that keeps labels, got MixUp or CutMix in {augmentation}")
+    generator = torch.Generator().manual_seed(0)
+    images = [dataset.images]
+    for _ in range(copies - 1):
+        for batch, labels in zip(dataset.images.split(BATCH), dataset.labels.split(BATCH), strict=True):
+            pixels, _ = augmentation.apply(batch, labels, len(dataset.classes), draw(len(batch), generator))
+            images.append((255 * pixels).round().byte())
+    labels, difficulty = (values.repeat(copies) for values in (dataset.labels, dataset.difficulty))
+    return Dataset(torch.cat(images), labels, dataset.classes, difficulty)
+
+
 def _recolour(pixels: Float[Tensor, "B 3 H W"], factors: Float[Tensor, "B 3"]) -> Float[Tensor, "B 3 H W"]:
     """Brightness, contrast about the mean grey, and saturation, in place; only the result is clamped to [0, 1]."""
     brightness, contrast, saturation = factors.to(pixels.device)[:, :, None, None].unbind(1)  # [B, 1, 1] each
@@ -205,6 +233,8 @@ AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation")
 """Augmentations by name."""
 
 AUGMENTATIONS.register("none", Augmentation())
+AUGMENTATIONS.register("shift", Augmentation(shift=0.125))
+AUGMENTATIONS.register("shift-flip", Augmentation(shift=0.125, flip=True))
 AUGMENTATIONS.register("digits", Augmentation(shift=2))
 AUGMENTATIONS.register("cifar", Augmentation(shift=4, flip=True, colour=0.2, erase=0.25))
 AUGMENTATIONS.register("cifar-strong", Augmentation(shift=4, flip=True, colour=0.2, erase=0.25, mixup=0.2, cutmix=1.0))

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypedDict, get_args
 import torch
 
 from ..backbone import Backbone, Dataset, load_backbone, load_dataset
+from ..backbone.augment import AUGMENTATIONS, with_copies
 from ..backbone.datasets import Split
 from ..backbone.protocol import ActionUnit
 from ..backbone.registry import unknown_name
@@ -32,6 +33,8 @@ class EnvArguments(TypedDict, total=False):
     dataset: str
     data_root: str | None
     split: Split
+    augmentation: str
+    copies: int
     backbone: str
     device: str
     observation: ObservationKind
@@ -53,6 +56,10 @@ class EnvConfig:
         data_root: folder of the data set, where it lives in files.
         split: "train", "validation" or "test". Agents should learn on images that the backbone was not fitted to, as it
             believes of new ones what it believes of those: "validation", but for "digits", whose "train" is new to it.
+        augmentation: of the split, a name in `AUGMENTATIONS` such as "shift-flip", for agents that learn on few images;
+            "none" leaves it alone.
+        copies: versions of each image, itself included, where there is an augmentation; they follow the images
+            themselves, so that image i of N comes again as i + N, i + 2N, ...
         backbone: name of a registered backbone.
         device: where the backbone runs, as PyTorch names it.
         observation: "belief" (what the head says now, depth, compute) or "tokens" (and the tokens' summary).
@@ -73,6 +80,8 @@ class EnvConfig:
     dataset: str = "digits"
     data_root: str | None = None
     split: Split = "train"
+    augmentation: str = "none"
+    copies: int = 4
     backbone: str = "digits-vit12"
     device: str = "cpu"
     observation: ObservationKind = "belief"
@@ -87,6 +96,7 @@ class EnvConfig:
     def __post_init__(self) -> None:
         choices = {
             "split": get_args(Split),
+            "augmentation": tuple(AUGMENTATIONS),
             "observation": get_args(ObservationKind),
             "reward": tuple(TASK_REWARDS),
             "cost": tuple(COSTS),
@@ -98,6 +108,8 @@ class EnvConfig:
                 raise unknown_name(argument, getattr(self, argument), valid)
         for argument in ("cost_weight", "prefix_cache"):
             _check_not_negative(argument, getattr(self, argument))
+        if isinstance(self.copies, bool) or not isinstance(self.copies, int) or self.copies < 1:
+            raise ValueError(f"copies: expected an integer of at least 1, got {self.copies!r}")
         _check_budgets(self.budgets)
         for argument in ("dataset", "backbone", "device"):
             if not isinstance(getattr(self, argument), str):
@@ -126,8 +138,10 @@ class EnvConfig:
         return EnvArguments(**{name: value for name, value in asdict(self).items() if value != defaults[name]})
 
     def load_dataset(self, split: Split | None = None) -> Dataset:
-        """The split, or another one, shared by all environments of this process."""
-        return _shared_dataset(self.dataset, split or self.split, self.data_root)
+        """The split with its copies, or another one without, shared by all environments of this process."""
+        if split is not None or self.augmentation == "none":
+            return _shared_dataset(self.dataset, split or self.split, self.data_root)
+        return _shared_copies(self.dataset, self.split, self.data_root, self.augmentation, self.copies)
 
     def load_backbone(self) -> Backbone:
         """The frozen backbone on its device, shared by all environments of this process."""
@@ -174,6 +188,11 @@ def check_device(name: str) -> torch.device:
 
 
 _shared_dataset = functools.lru_cache(maxsize=6)(load_dataset)
+
+
+@functools.lru_cache(maxsize=6)
+def _shared_copies(name: str, split: Split, data_root: str | None, augmentation: str, copies: int) -> Dataset:
+    return with_copies(_shared_dataset(name, split, data_root), AUGMENTATIONS[augmentation], copies)
 
 
 @functools.lru_cache(maxsize=6)

@@ -52,8 +52,9 @@ class SkipEnv(gym.Env[NDArray[Any], np.int64], EzPickle):
     `budgets` also `budget`.
 
     ## Arguments
-    JSON values: `dataset, data_root, split, backbone, device, observation, reward, cost, cost_weight, budgets,
-    action_unit, order, prefix_cache` as in `EnvConfig`, and `render_mode` ("rgb_array" or "ansi").
+    JSON values: `dataset, data_root, split, augmentation, copies, backbone, device, observation, reward, cost,
+    cost_weight, budgets, action_unit, order, prefix_cache` as in `EnvConfig`, and `render_mode` ("rgb_array" or
+    "ansi").
 
     ## Version History
     * v0: first version.

@@ -9,7 +9,8 @@ from scipy.stats import beta, kstest
 from torch import Tensor
 from torchvision.transforms import functional as reference
 
-from vitskip.backbone.augment import AUGMENTATIONS, Augmentation, AugmentationDraws, draw
+from vitskip.backbone.augment import AUGMENTATIONS, BATCH, Augmentation, AugmentationDraws, draw, with_copies
+from vitskip.backbone.datasets import Dataset
 
 EACH_PRESET = pytest.mark.parametrize("name", list(AUGMENTATIONS))
 
@@ -307,6 +308,8 @@ def test_the_presets_are_what_their_names_promise() -> None:
         "digits": asdict(Augmentation(shift=2)),
         "cifar": cifar,
         "cifar-strong": cifar | {"mixup": 0.2, "cutmix": 1.0},
+        "shift": asdict(Augmentation(shift=0.125)),
+        "shift-flip": asdict(Augmentation(shift=0.125, flip=True)),
         "imagefolder": cifar | {"shift": 0.12, "colour": 0.3},
     }
     with pytest.raises(ValueError, match=r"unknown augmentation 'cifar-strnog'.*did you mean 'cifar-strong'"):
@@ -337,6 +340,37 @@ def test_draws_of_another_number_of_rows_are_refused() -> None:
         augmented(noise(4), draw(3, generator()))
     with pytest.raises(ValueError, match="got 4 for 4 and 3"):
         Augmentation().apply(noise(4), torch.zeros(3, dtype=torch.int64), 2, draw(4, generator()))
+
+
+def dataset(count: int) -> Dataset:
+    return Dataset(noise(count, 8, 8), torch.arange(count) % 2, ("a", "b"), torch.rand(count, generator=generator()))
+
+
+def test_copies_follow_the_images_and_keep_their_labels() -> None:
+    before = dataset(BATCH + 3)
+    after = with_copies(before, Augmentation(flip=True), 3)
+    assert len(after) == 3 * len(before)
+    assert torch.equal(after.images[: len(before)], before.images)
+    for values, kept in ((after.labels, before.labels), (after.difficulty, before.difficulty)):
+        assert torch.equal(values, kept.repeat(3))
+    flipped = []
+    for copy in after.images.split(len(before))[1:]:
+        same, mirrored = ((copy == image).flatten(1).all(1) for image in (before.images, before.images.flip(3)))
+        assert (same ^ mirrored).all()
+        flipped.append(mirrored)
+    assert 0.4 < torch.cat(flipped).float().mean() < 0.6
+    assert not torch.equal(flipped[0], flipped[1])
+    assert torch.equal(with_copies(before, Augmentation(flip=True), 3).images, after.images)
+
+
+def test_one_copy_is_the_image_itself() -> None:
+    before = dataset(5)
+    assert torch.equal(with_copies(before, AUGMENTATIONS["shift-flip"], 1).images, before.images)
+
+
+def test_copies_of_mixed_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="augmentation: expected one that keeps labels, got MixUp or CutMix"):
+        with_copies(dataset(4), AUGMENTATIONS["cifar-strong"], 2)
 
 
 @pytest.mark.gpu

@@ -106,6 +106,19 @@ def test_a_run_with_other_defaults_than_today_is_refused(tmp_path: Path, monkeyp
         compare(cells, progress_bar=False)
 
 
+def test_an_older_run_has_the_defaults_of_arguments_that_came_later(tmp_path: Path) -> None:
+    cells = make_cells(BASE, tmp_path, ["a2c"], [0.8], [0])
+    found = compare(cells, static_mask_images=0, progress_bar=False)
+    file = cells[0].folder / "run.json"
+    run = json.loads(file.read_text())
+    del run["record"]["train"]["env"]["copies"]
+    file.write_text(json.dumps(run))
+    assert compare(cells, static_mask_images=0, progress_bar=False) == json.loads(json.dumps(found))
+    cells = make_cells(replace(BASE, env={**TINY, "copies": 3}), tmp_path, ["a2c"], [0.8], [0])
+    with pytest.raises(ValueError, match="expected a run with env"):
+        compare(cells, progress_bar=False)
+
+
 def test_a_jointly_trained_net_is_held_against_what_it_was_before_and_a_dense_one_tuned_as_long(tmp_path: Path) -> None:
     joint = JointConfig(rounds=1, steps=2, batch_size=16, learning_rate=0.05, augmentation="none")
     base = replace(BASE, joint=joint, total_timesteps=16 * DEPTH * 4)

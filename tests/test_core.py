@@ -7,6 +7,7 @@ After an intended change of behaviour (which also bumps the environment's versio
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from toys import DEPTH, assert_same, tiny_core, tiny_vit4
+from toys import DEPTH, TINY, assert_same, tiny_core, tiny_vit4
 
 from vitskip.backbone import Dataset, run_masked
 from vitskip.envs import Action, EnvConfig, SkipCore
@@ -226,3 +227,16 @@ def test_golden_episodes() -> None:
     assert_same(episodes, json.loads(GOLDEN.read_text()), "golden", tolerance=5e-4)
     masks = np.array(episodes["block-belief"]["actions"])
     assert len(np.unique(masks, axis=0)) == 6
+
+
+def test_a_split_with_copies_of_its_images() -> None:
+    """Only the split that is learnt on has them."""
+    plain = EnvConfig(**TINY)
+    config = replace(plain, augmentation="shift", copies=3)
+    images, more = plain.load_dataset().images, config.load_dataset().images
+    assert len(more) == 3 * len(images)
+    assert torch.equal(more[: len(images)], images)
+    assert not torch.equal(more[len(images) : 2 * len(images)], images)
+    assert config.load_dataset() is config.load_dataset()
+    assert torch.equal(config.load_dataset("train").images, images)
+    assert torch.equal(config.load_dataset("test").images, plain.load_dataset("test").images)
