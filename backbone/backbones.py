@@ -128,8 +128,8 @@ def _run_of(name: str) -> Path | None:
 def _named_in(run: Path) -> str:
     """The name of the backbone that a run began with."""
     name = read_card(run).get("backbone")
-    if not isinstance(name, str):
-        raise ValueError(f"{run}: expected the name of a backbone, got {name!r}")
+    if not isinstance(name, str) or Path(name).resolve() == run.parent.resolve():
+        raise ValueError(f"{run}: expected the name of another backbone, got {name!r}")
     return name
 
 

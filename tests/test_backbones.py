@@ -108,11 +108,15 @@ def test_an_agent_on_it_is_reloaded(tmp_path: Path, run: tuple[Path, str, Dynami
     assert torch.equal(original(images), load_backbone(name.removeprefix("tome:1:"))(images))
 
 
-@pytest.mark.parametrize("name", [None, 3])
-def test_a_run_that_names_no_backbone_is_refused(tmp_path: Path, name: object) -> None:
+@pytest.mark.parametrize("name", [None, 3, "."])
+def test_a_run_that_names_no_other_backbone_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: object
+) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"architecture": {}, "backbone": name}))
-    with pytest.raises(ValueError, match=r"run.json: expected the name of a backbone, got"):
-        load_backbone(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for of in (load_backbone, original_name):
+        with pytest.raises(ValueError, match=r"run.json: expected the name of another backbone, got"):
+            of(str(tmp_path))
 
 
 @pytest.mark.parametrize("card", sorted(SHIPPED.glob("*.json")), ids=lambda path: path.stem)
