@@ -204,7 +204,8 @@ def test_an_original_that_is_gone_is_left_out(
     check(finished["train jointly"])
     gone = Path(shutil.copytree(folder / "JOINT", folder / "GONE"))
     run = json.loads((gone / "run.json").read_text())
-    run |= {"backbone": "moved/away", "architecture": {"patch_size": 16, "embed_dim": 16, "depth": 4, "num_heads": 2}}
+    architecture = {"patch_size": 16, "embed_dim": 16, "depth": 4, "num_heads": 2}
+    run |= {"backbone": "moved/away", "original": "moved/away", "architecture": architecture}
     (gone / "run.json").write_text(json.dumps(run))
     cli.evaluate(gone, static_mask_images=0)
     text = capsys.readouterr().out
