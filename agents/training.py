@@ -12,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.vec_env import VecEnv
 
 from ..backbone import load_dataset
+from ..backbone.datasets import validation_splits
 from ..backbone.weights import save_weights
 from ..envs.config import EnvArguments, EnvConfig
 from ..envs.core import SkipCore
@@ -219,7 +220,7 @@ def _calibrate(net: DynamicViT, env_config: EnvConfig, budgets: Sequence[float])
     """The share that is spent at each budget."""
     if not budgets:
         return []
-    validation = load_dataset(env_config.dataset, "validation", env_config.data_root)
+    validation = load_dataset(env_config.dataset, validation_splits(env_config.split)[0], env_config.data_root)
     run = make_runner(validation.first(CALIBRATION_IMAGES), net.backbone, env_config.prefix_cache)
     return [calibrate(net, run, budget) for budget in budgets]
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from .digits import digits
 from .registry import Registry
 
-Split = Literal["train", "validation", "test"]
+Part = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "validation-even", "validation-odd", "test"]
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,18 @@ class Dataset:
         """Its first images, or all of them if there are no more."""
         return Dataset(self.images[:count], self.labels[:count], self.classes, self.difficulty[:count])
 
+    def every(self, step: int, start: int = 0) -> "Dataset":
+        """One image in `step`, from `start` on."""
+        rows = slice(start, None, step)
+        return Dataset(self.images[rows], self.labels[rows], self.classes, self.difficulty[rows])
+
     def to(self, device: str | torch.device) -> "Dataset":
         """The same split with its images and labels on a device; `difficulty` stays where it is."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
-DatasetFactory = Callable[[Split, Path | None], Dataset]
-"""Maps (split, data_root) to the split; raises FileNotFoundError where `data_root` lacks the data."""
+DatasetFactory = Callable[[Part, Path | None], Dataset]
+"""Maps (part, data_root) to the part; raises FileNotFoundError where `data_root` lacks the data."""
 
 _DATASETS: Registry[DatasetFactory] = Registry("data set")
 
@@ -67,7 +73,7 @@ def register_dataset(name: str, factory: DatasetFactory) -> None:
 
     Args:
         name: a new name.
-        factory: maps (split, data_root) to a `Dataset`; the validation part must be disjoint from the others.
+        factory: maps (part, data_root) to a `Dataset`; the validation part must be disjoint from the others.
 
     Raises:
         ValueError: if the name is taken.
@@ -80,7 +86,8 @@ def load_dataset(name: str, split: Split, data_root: str | Path | None = None) -
 
     Args:
         name: registered name; "digits" is embedded and needs no files.
-        split: "train", "validation" (for every choice) or "test" (touched once, at the end).
+        split: "train", "validation" (for every choice) or "test" (touched once, at the end); "validation-even" and
+            "validation-odd" are every other image of the validation part, to learn on one and judge on the other.
         data_root: folder of the data, for data sets that live in files.
 
     Raises:
@@ -93,30 +100,47 @@ def load_dataset(name: str, split: Split, data_root: str | Path | None = None) -
     root = None if data_root is None else Path(data_root).expanduser()
     if root is not None and not root.is_dir():
         raise FileNotFoundError(f"data_root: expected an existing folder with the data set {name!r}, got {root}")
+    if split in ("validation-even", "validation-odd"):
+        return factory("validation", root).every(2, int(split == "validation-odd"))
     return factory(split, root)
 
 
-def _load_digits(split: Split, data_root: Path | None) -> Dataset:
+def validation_splits(learnt: Split) -> tuple[Split, Split]:
+    """Where to choose what an agent needs besides (budgets, thresholds), and where to judge it before the test part is.
+
+    The half of the validation part that it learnt on and the other one; of all other splits, the whole part twice.
+
+    Args:
+        learnt: what the agent learnt on.
+    """
+    if learnt == "validation-even":
+        return learnt, "validation-odd"
+    if learnt == "validation-odd":
+        return learnt, "validation-even"
+    return "validation", "validation"
+
+
+def _load_digits(split: Part, data_root: Path | None) -> Dataset:
     """What agents train on: canvases that the shipped backbone has not seen, so that its belief is an honest one."""
     return _digits(split, skip_chunks=PRETRAINING_THOUSANDS if split == "train" else 0)
 
 
-def _load_pretraining_digits(split: Split, data_root: Path | None) -> Dataset:
+def _load_pretraining_digits(split: Part, data_root: Path | None) -> Dataset:
     return _digits(split, size=1_000 * PRETRAINING_THOUSANDS if split == "train" else None)
 
 
-def _digits(split: Split, size: int | None = None, skip_chunks: int = 0) -> Dataset:
+def _digits(split: Part, size: int | None = None, skip_chunks: int = 0) -> Dataset:
     images, labels, difficulty = digits(split, size, skip_chunks=skip_chunks)
     return Dataset(images, labels, tuple("0123456789"), difficulty)
 
 
-def _load_cifar(name: Literal["cifar10", "cifar100"], split: Split, data_root: Path | None) -> Dataset:
+def _load_cifar(name: Literal["cifar10", "cifar100"], split: Part, data_root: Path | None) -> Dataset:
     from .image_datasets import load_cifar  # torchvision takes seconds to import, and digits need none of it
 
     return _without_difficulty(*load_cifar(name, split, data_root))
 
 
-def _load_image_folder(size: int | None, split: Split, data_root: Path | None) -> Dataset:
+def _load_image_folder(size: int | None, split: Part, data_root: Path | None) -> Dataset:
     from .image_datasets import load_image_folder
 
     return _without_difficulty(*load_image_folder(size, split, data_root))

@@ -54,8 +54,9 @@ class EnvConfig:
     Attributes:
         dataset: name of a registered data set; "digits" is embedded.
         data_root: folder of the data set, where it lives in files.
-        split: "train", "validation" or "test". Agents should learn on images that the backbone was not fitted to, as it
-            believes of new ones what it believes of those: "validation", but for "digits", whose "train" is new to it.
+        split: "train", "validation" or "test", or every other image of the second ("validation-even",
+            "validation-odd"). Agents should learn on images that the backbone was not fitted to, as it believes of new
+            ones what it believes of those: "validation", but for "digits", whose "train" is new to it.
         augmentation: of the split, a name in `AUGMENTATIONS` such as "shift-flip", for agents that learn on few images;
             "none" leaves it alone.
         copies: versions of each image, itself included, where there is an augmentation; they follow the images

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from ..agents.algorithms import make_agent
 from ..agents.run_directory import versions, write_json
+from ..backbone.datasets import validation_splits
 from ..envs import EnvConfig, SkipCore, SkipVectorEnv, make_sb3_env
 from ..envs.sb3 import SkipVecEnv
 
@@ -153,11 +154,11 @@ def seconds_to(moments: Sequence[Moment], goal: float) -> float | None:
 
 
 def make_judge(config: EnvConfig) -> Callable[[OnPolicyAlgorithm], float]:
-    """Gives an agent's mean return on validation images, by its likeliest actions.
+    """Gives an agent's mean return on validation images that it does not learn on, by its likeliest actions.
 
-    Of one that learns on those, on test images: nothing is chosen by it.
+    Of one that learns on all of those, on test images: nothing is chosen by it.
     """
-    config = replace(config, split="test" if config.split == "validation" else "validation")
+    config = replace(config, split="test" if config.split == "validation" else validation_splits(config.split)[1])
     dataset = config.load_dataset()
     judged = np.linspace(0, len(dataset) - 1, min(len(dataset), JUDGED)).astype(np.int64)
     core = SkipCore(config.load_backbone(), dataset, config, len(judged))

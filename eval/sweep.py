@@ -1,6 +1,7 @@
 """`vitskip sweep`: settings of an algorithm, each trained at one budget and judged on the validation part.
 
-Runs that are finished are only read; the test part is not touched.
+What learns on that part is trained twice, on each half of it, and judged on the other. Runs that are finished are only
+read; the test part is not touched.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from ..agents.dynamic_vit import DynamicViT
 from ..agents.run_directory import check_settings
 from ..agents.training import TrainConfig, train
 from ..backbone import load_dataset
+from ..backbone.datasets import Split, validation_splits
+from ..envs.config import EnvArguments
 from .grid import Grid
 from .measurement import measure
 
@@ -36,6 +39,11 @@ class Trial:
 
     config: TrainConfig
     folder: Path
+
+    @property
+    def judged_on(self) -> Split:
+        """Validation images that it has not learnt on."""
+        return validation_splits(self.config.env_config.split)[1]
 
 
 def around_defaults(algorithm: str) -> list[Setting]:
@@ -67,7 +75,8 @@ def make_trials(
     """All settings of all algorithms, first seed first.
 
     Args:
-        base: everything else; it must hold a budget, or accuracies at different compute would be compared.
+        base: everything else; it must hold a budget, or accuracies at different compute would be compared. Where its
+            environment shows the validation part, there are two trials of each setting, one for each half.
         out: folder of the run directories.
         algorithms: names.
         seeds: of training.
@@ -87,8 +96,22 @@ def make_trials(
                 _ = config.env_config  # what is wrong is refused before anything is trained
                 check_hyperparameters(name, setting)
                 changed = "".join(f"-{key}-{_short(value)}" for key, value in setting.items())
-                trials.append(Trial(config, out / f"{name}{changed}-seed{seed}"))
+                trials += _cross_fitted(Trial(config, out / f"{name}{changed}-seed{seed}"))
     return trials
+
+
+def _cross_fitted(trial: Trial) -> list[Trial]:
+    """One trial for each half of the validation part, where that is what it learns on."""
+    if trial.config.env_config.split != "validation":
+        return [trial]
+    halves: tuple[Split, ...] = ("validation-even", "validation-odd")
+    return [
+        Trial(
+            replace(trial.config, env=EnvArguments(**{**trial.config.env, "split": half})),
+            trial.folder.with_name(f"{trial.folder.name}-{half}"),
+        )
+        for half in halves
+    ]
 
 
 def sweep(trials: Sequence[Trial], *, progress_bar: bool = True) -> list[dict[str, Any]]:
@@ -99,7 +122,7 @@ def sweep(trials: Sequence[Trial], *, progress_bar: bool = True) -> list[dict[st
         progress_bar: show one.
 
     Returns:
-        Algorithm, setting, seed, and accuracy and MACs fraction on validation of each trial, in order.
+        Algorithm, setting, seed, what it was judged on, and accuracy and MACs fraction there of each trial, in order.
 
     Raises:
         ValueError: if a finished run was trained with other settings, before anything is trained.
@@ -111,6 +134,7 @@ def sweep(trials: Sequence[Trial], *, progress_bar: bool = True) -> list[dict[st
             "algorithm": trial.config.algorithm,
             "setting": dict(trial.config.hyperparameters),
             "seed": trial.config.seed,
+            "split": trial.judged_on,
             **_validated(trial),
         }
         for trial in tqdm(trials, desc="sweep", unit="run", disable=None if progress_bar else True)
@@ -122,7 +146,7 @@ def _validated(trial: Trial) -> dict[str, float]:
     if not (trial.folder / "run.json").is_file():
         train(trial.config, trial.folder, progress_bar=False)
     env = trial.config.env_config
-    found = measure(DynamicViT.load(trial.folder), load_dataset(env.dataset, "validation", env.data_root))
+    found = measure(DynamicViT.load(trial.folder), load_dataset(env.dataset, trial.judged_on, env.data_root))
     return {"accuracy": found.accuracy, "macs_fraction": found.macs_fraction}
 
 

@@ -220,6 +220,36 @@ def test_evaluate_on_validation(finished: dict[str, Finished], folder: Path) -> 
     assert judged["part"] == "validation" and judged["net"] == json.loads(json.dumps(expected))
 
 
+@pytest.mark.parametrize(
+    ("learnt", "part", "title"),
+    [
+        ("validation", "validation", "validation part, on which it learnt, equal compute"),
+        ("validation-even", "validation-odd", "validation-odd part, equal compute"),
+    ],
+)
+def test_validation_images_that_an_agent_learnt_on_are_avoided_or_named(
+    finished: dict[str, Finished],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    learnt: str,
+    part: str,
+    title: str,
+) -> None:
+    from vitskip import cli
+
+    check(finished["train"])
+    run = Path(shutil.copytree(folder / "RUN", tmp_path / "run"))
+    record = json.loads((run / "run.json").read_text())
+    record["record"]["train"]["env"]["split"] = learnt
+    (run / "run.json").write_text(json.dumps(record))
+    cli.evaluate(run, static_mask_images=0, part="validation", json=tmp_path / "found.json")
+    assert title in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    expected = measure(DynamicViT.load(run), load_dataset("tiny-digits", part))
+    assert (found["part"], found["net"]["accuracy"]) == (part, expected.accuracy)
+
+
 def test_benchmark(finished: dict[str, Finished], folder: Path) -> None:
     text = check(finished["benchmark"])
     summary = json.loads((folder / "benchmark.json").read_text())

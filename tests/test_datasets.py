@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitskip.backbone import datasets
-from vitskip.backbone.datasets import Dataset, load_dataset, register_dataset
+from vitskip.backbone.datasets import Dataset, load_dataset, register_dataset, validation_splits
 from vitskip.backbone.digits import SIZES, digits, source_digits
 from vitskip.backbone.registry import Registry
 
@@ -46,6 +46,21 @@ def test_digits_are_labelled_images_of_every_class(split: str) -> None:
 def test_a_longer_list_begins_with_the_shorter(split: str) -> None:
     long, short = digits(split, 20), digits(split, 5)
     assert all(torch.equal(a[:5], b) for a, b in zip(long, short, strict=True))
+
+
+def test_the_halves_of_validation_are_every_other_image() -> None:
+    whole, *halves = (load_dataset("digits", f"validation{half}") for half in ("", "-even", "-odd"))
+    for start, half in enumerate(halves):
+        for name in ("images", "labels", "difficulty"):
+            assert torch.equal(getattr(half, name), getattr(whole, name)[start::2])
+        assert half.classes == whole.classes
+    assert sum(map(len, halves)) == len(whole)
+
+
+def test_halves_are_judged_on_one_another_and_all_else_on_the_whole() -> None:
+    assert validation_splits("validation-even") == ("validation-even", "validation-odd")
+    assert validation_splits("validation-odd") == ("validation-odd", "validation-even")
+    assert {validation_splits(split) for split in SPLITS} == {("validation", "validation")}
 
 
 def test_chunks_of_rendering_join_without_a_seam() -> None:
@@ -120,7 +135,9 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 
 
 def test_an_unknown_split_is_refused() -> None:
-    with pytest.raises(ValueError, match="split: expected one of train, validation, test, got 'dev'"):
+    with pytest.raises(
+        ValueError, match="split: expected one of train, validation, validation-even, validation-odd, test, got 'dev'"
+    ):
         load_dataset("digits", "dev")
 
 

@@ -1,6 +1,7 @@
 """The sweep: what is varied, nothing is trained twice, and the test part is left alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import pytest
 from toys import DEPTH, TINY
 
 from vitskip import agent_cli
-from vitskip.agents import DynamicViT
+from vitskip.agents import DynamicViT, training
 from vitskip.agents.algorithms import ALGORITHMS
 from vitskip.agents.training import TrainConfig
 from vitskip.backbone import load_dataset
 from vitskip.envs import EnvConfig
+from vitskip.envs.config import EnvArguments
 from vitskip.eval import sweep
 from vitskip.eval.measurement import measure
 from vitskip.eval.sweep import around_defaults, combinations, make_trials, sweep_grid
@@ -72,6 +74,24 @@ def test_it_resumes_and_reports_validation(tmp_path: Path, monkeypatch: pytest.M
     assert json.loads(file.read_text())["trials"] == first
     with pytest.raises(ValueError, match="expected a run with total_timesteps"):
         agent_cli.sweep(out, total_timesteps=7, **wanted)
+
+
+def test_what_learns_on_validation_is_judged_on_its_other_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = replace(BASE, env=EnvArguments(**{**TINY, "split": "validation"}))
+    trials = make_trials(base, tmp_path, ["a2c"], [0], {})
+    assert [(trial.config.env_config.split, trial.judged_on) for trial in trials] == [
+        ("validation-even", "validation-odd"),
+        ("validation-odd", "validation-even"),
+    ]
+    opened = []
+    for module in (sweep, training):
+        monkeypatch.setattr(module, "load_dataset", lambda *where: opened.append(where[1]) or load_dataset(*where))
+    rows = sweep.sweep(trials, progress_bar=False)
+    assert opened == ["validation-even", "validation-odd", "validation-odd", "validation-even"]  # calibrated, judged
+    for trial, row in zip(trials, rows, strict=True):
+        judged = measure(DynamicViT.load(trial.folder), load_dataset("tiny-digits", trial.judged_on))
+        assert (row["split"], row["accuracy"]) == (trial.judged_on, judged.accuracy)
+    assert len(sweep_grid(rows, 0.8).markdown().splitlines()) == len(sweep_grid(rows[:1], 0.8).markdown().splitlines())
 
 
 def test_given_values_are_the_ones_that_are_tried(tmp_path: Path) -> None:

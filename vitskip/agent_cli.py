@@ -19,6 +19,7 @@ from vitskip.agents.run_directory import read, versions
 from vitskip.agents.training import CALIBRATION_IMAGES, TrainConfig
 from vitskip.agents.training import train as train_agent
 from vitskip.backbone import load_dataset
+from vitskip.backbone.datasets import validation_splits
 from vitskip.envs import EnvConfig
 from vitskip.eval.comparison import compare as compare_cells
 from vitskip.eval.comparison import make_cells
@@ -111,7 +112,8 @@ def distill(
     teacher = DynamicViT.load(run, budget=budget if record.budgets else None)
     env = record.record["train"]["env"]
     teacher_set, validation = (
-        load_dataset(env["dataset"], split, data_root or env["data_root"]) for split in (env["split"], "validation")
+        load_dataset(env["dataset"], split, data_root or env["data_root"])
+        for split in (env["split"], validation_splits(env["split"])[0])
     )
     net = distill_agent(teacher, teacher_set.images, config)
     runner = ImageRunner(validation.first(CALIBRATION_IMAGES))

@@ -3,7 +3,7 @@
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -14,6 +14,7 @@ from vitskip.agents.adaptation import adapt as adapt_net
 from vitskip.agents.baselines import whole_network
 from vitskip.agents.run_directory import Run, read, versions
 from vitskip.backbone import Dataset, load_backbone, load_dataset
+from vitskip.backbone.datasets import Split, validation_splits
 from vitskip.envs.config import check_device
 from vitskip.eval.demo import demo as run_demo
 from vitskip.eval.evaluation import evaluate as evaluate_net
@@ -48,18 +49,23 @@ def evaluate(
         rival: further backbones, by name or folder, e.g. shallower ones; mixed in pairs they make one more baseline.
         budget: mean share of the dense net's compute, of an agent that was trained for several.
         static_mask_images: validation images on which static masks are tried; 0 leaves that baseline out.
-        part: where it is measured; "validation" to choose among runs, so that the test part stays untouched.
+        part: where it is measured; "validation" to choose among runs, so that the test part stays untouched. There an
+            agent that learnt on one half ("validation-even") is measured on the other, and one that learnt on all of it
+            is flattered.
         json: also write the numbers here.
     """
     record = read(run)
     net = DynamicViT.load(run, budget=budget)
-    validation, measured = (_split(record, split, dataset, data_root) for split in ("validation", part))
+    learnt: Split = _environment(record).get("split", "train")
+    splits = ("validation", "test") if part == "test" else validation_splits(learnt)
+    validation, measured = (_split(record, split, dataset, data_root) for split in splits)
     images, unit = static_mask_images, net.action_unit
     masks = validation_masks(net.backbone, validation, images, unit) if images else None
     others = static_rivals(net.backbone, rival)
     evaluation = evaluate_net(net, validation, measured, masks, others, _original(record, measured))
-    console.print(comparison_table(f"{part} part, equal compute", evaluation.dense, evaluation.rows(run.name)))
-    write_result(json, {"run": str(run), "part": part, "versions": versions(), **evaluation.summary()})
+    title = f"{splits[1]} part{', on which it learnt' if splits[1] == learnt else ''}, equal compute"
+    console.print(comparison_table(title, evaluation.dense, evaluation.rows(run.name)))
+    write_result(json, {"run": str(run), "part": splits[1], "versions": versions(), **evaluation.summary()})
 
 
 def _original(run: Run, images: Dataset) -> dict[str, Measurement]:
@@ -142,7 +148,12 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-def _split(run: Run, split: Literal["validation", "test"], dataset: str | None, data_root: str | None) -> Dataset:
+def _split(run: Run, split: Split, dataset: str | None, data_root: str | None) -> Dataset:
     """A part of the data set that a run was trained on, or of another one."""
-    env = run.record.get("train", {}).get("env", {})
+    env = _environment(run)
     return load_dataset(dataset or env.get("dataset", "digits"), split, data_root or env.get("data_root"))
+
+
+def _environment(run: Run) -> dict[str, Any]:
+    """Arguments of the environment that a run was trained in, if it was."""
+    return run.record.get("train", {}).get("env", {})
