@@ -1,9 +1,14 @@
-"""Every link from one page to another leads somewhere."""
+"""Every link from one page to another leads somewhere, and tables of results hold what the commands wrote."""
 
+import json
 import re
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from vitskip.eval.comparison_report import accuracy_grid, difference_grid
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
@@ -25,3 +30,45 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = page if not path else page.parent / path
         assert target.exists(), f"{page.name}: {link}"
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+TABLES = {"network", "networks", "minus"}  # first headings of those that `vitskip report` makes
+ALIASES = {
+    "its own full net": "dense",
+    "its own dense net": "dense",
+    "the original": "original dense",
+    "the original, tuned as long": "tuned dense",
+}
+
+
+def rows(markdown: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Of all result tables: the name of a row, without the network that it is subtracted from, and cells by heading."""
+    headings: list[str] = []
+    for line in markdown.splitlines():
+        cells = [cell.strip(" =>") for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if not headings or not cells:
+            headings = cells
+        elif headings[0] in TABLES and not cells[0].startswith("---"):
+            name, seed = re.fullmatch(r"(?:.* - )?(.*?)(, seed \d+)?", cells[0]).groups(default="")
+            yield ALIASES.get(name, name) + seed, dict(zip(headings[1:], cells[1:], strict=True))
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, list[dict[str, str]]]:
+    """What `vitskip report` says of the files in docs/results: cells by heading, for each name of a row."""
+    found = defaultdict(list)
+    for file in ROOT.glob("docs/results/*.json"):
+        values = json.loads(file.read_text())
+        if isinstance(values, list):
+            for grid in (accuracy_grid(values), difference_grid(values)):
+                for name, cells in rows(grid.markdown()):
+                    found[name].append(cells)
+    return found
+
+
+@pytest.mark.parametrize("page", ["results.md", "results-17-tokens.md", "frozen.md"])
+def test_tables_hold_what_was_measured(page: str, measured: dict[str, list[dict[str, str]]]) -> None:
+    written = list(rows((ROOT / "docs" / page).read_text()))
+    assert len(written) > 40
+    for name, cells in written:
+        assert any(cells.items() <= known.items() for known in measured[name]), f"{name}: {cells}"
