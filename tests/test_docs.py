@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vitskip.eval.comparison_report import accuracy_grid, difference_grid
+from vitskip.eval.throughput_report import read_speed_ups, speed_up_grid
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
@@ -72,3 +73,12 @@ def test_tables_hold_what_was_measured(page: str, measured: dict[str, list[dict[
     assert len(written) > 40
     for name, cells in written:
         assert any(cells.items() <= known.items() for known in measured[name]), f"{name}: {cells}"
+
+
+def test_speed_ups_are_what_was_measured() -> None:
+    values, _ = read_speed_ups(sorted(ROOT.glob("docs/results/*benchmark.json")))
+    known = [tuple(row[1:]) for row in speed_up_grid(values).rows]
+    lines = (ROOT / "docs" / "throughput.md").read_text().splitlines()
+    written = [tuple(line.strip("|").replace(" ", "").split("|")[1:]) for line in lines if line.startswith("| ")]
+    assert len(written) > 10
+    assert set(written[1:]) <= set(known)  # below the headings
