@@ -53,9 +53,12 @@ def accuracy_grid(evaluations: Evaluations) -> Grid:
 
     The hypervolume is that of all its networks together, up to the dense compute. Signs tell what paired tests on the
     same images found in every seed. A baseline is shown at the compute of the agents that hold the budget, if any does.
+    Where each algorithm has trained a net of its own, a column tells what all blocks of that reach, and a baseline is
+    the mean over those nets.
     """
     budgets, regimes = _budgets(evaluations), dict.fromkeys(evaluation["regime"] for evaluation in evaluations)
     full = "; ".join(f"{name} {100 * accuracy:.2f}" for name, accuracy in _full_networks(evaluations).items())
+    joint = any(regime.startswith("joint") for regime in regimes)
     lines = []
     for name, rows in _series(evaluations).items():
         paths = np.mean([row["distinct_paths"] for row in rows])
@@ -63,10 +66,11 @@ def accuracy_grid(evaluations: Evaluations) -> Grid:
         macs, accuracy = (np.array([row[key] for row in rows]) for key in ("macs_fraction", "accuracy"))
         volume = f"{hypervolume(macs, accuracy):.3f}"
         cells = (_cell(_at(budget, rows)) for budget in budgets)
-        lines.append([name, *cells, volume, f"{paths:.0f}", f"{bits:.1f}"])
+        own = [_own_full_net(rows)] if joint else []
+        lines.append([name, *cells, *own, volume, f"{paths:.0f}", f"{bits:.1f}"])
     return Grid(
         f"{', '.join(regimes)}: test accuracy [%] at a share of the dense compute; {full}; {_seeds(evaluations)}",
-        ["network", *map(_percent, budgets), "hypervolume", "paths", "bits"],
+        ["network", *map(_percent, budgets), *["own full net"] * joint, "hypervolume", "paths", "bits"],
         lines,
         "= not half a point worse than any of the full networks; > better than every rival (95%, paired); in brackets "
         "the share that a network spends which exceeds the budget",
@@ -158,7 +162,8 @@ def _series(evaluations: Evaluations) -> dict[str, list[dict[str, Any]]]:
     networks: dict[str, list[dict[str, Any]]] = {evaluation["algorithm"]: [] for evaluation in evaluations}
     for evaluation in evaluations:
         cell = {"budget": evaluation["budget"], "seed": evaluation["seed"]}
-        networks[evaluation["algorithm"]].append({**cell, **evaluation["net"], "signs": _signs(evaluation)})
+        own = {**evaluation["net"], "full": evaluation["dense"]["accuracy"], "signs": _signs(evaluation)}
+        networks[evaluation["algorithm"]].append({**cell, **own})
         at_its_compute = abs(evaluation["net"]["macs_fraction"] - evaluation["budget"]) <= OFF_BUDGET
         for rival, numbers in {**evaluation["rivals"], "oracle (agrees)": evaluation["oracles"]["agrees"]}.items():
             networks.setdefault(f"  {rival}", []).append({**cell, **numbers, "held": at_its_compute})
@@ -169,6 +174,12 @@ def _signs(evaluation: dict[str, Any]) -> set[str]:
     level = all(evaluation["no_worse_by_half_a_point"].values())
     ahead = all(evaluation["net_minus"][rival]["low"] > 0 for rival in evaluation["rivals"])
     return ({"="} if level else set()) | ({">"} if ahead else set())
+
+
+def _own_full_net(rows: Sequence[dict[str, Any]]) -> str:
+    """Mean over seeds of what all blocks of an algorithm's own net reach; baselines have none."""
+    by_seed = {row["seed"]: row["full"] for row in rows if "full" in row}
+    return f"{100 * np.mean(list(by_seed.values())):.2f}" if by_seed else "-"
 
 
 def _cell(rows: Sequence[dict[str, Any]]) -> str:

@@ -220,6 +220,15 @@ def test_the_table_says_what_is_spent_where_a_budget_is_exceeded(evaluations: li
     assert accuracy_grid(evaluations).rows[1][2] == "60.00"
 
 
+def test_what_all_blocks_of_jointly_trained_nets_reach_has_a_column(evaluations: list[dict[str, Any]]) -> None:
+    assert "own full net" not in accuracy_grid(evaluations).headings
+    for evaluation, accuracy in zip(evaluations, (0.9, 0.8, 0.9, 0.6), strict=True):
+        evaluation |= {"regime": "joint, one agent", "dense": {"accuracy": accuracy, "macs_fraction": 1.0}}
+    grid = accuracy_grid(evaluations)
+    column = list(grid.headings).index("own full net")
+    assert {row[0].strip(): row[column] for row in grid.rows[:3]} == {"ppo": "85.00", "a2c": "60.00", "first k": "-"}
+
+
 def test_differences_have_the_interval_of_the_images_or_of_the_seeds(evaluations: list[dict[str, Any]]) -> None:
     grid = difference_grid(evaluations)
     assert list(grid.headings) == ["networks", "30%", "50%"]
