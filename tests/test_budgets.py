@@ -22,6 +22,7 @@ from vitskip.agents.joint import JointTraining
 from vitskip.agents.run_directory import read
 from vitskip.agents.training import TrainConfig
 from vitskip.backbone import load_backbone, load_dataset
+from vitskip.backbone.datasets import Split
 from vitskip.envs import ObservationLayout, make_sb3_env
 from vitskip.eval import comparison
 from vitskip.eval.comparison import compare, make_cells
@@ -243,9 +244,16 @@ def test_the_gate_sees_what_the_environment_shows(monkeypatch: pytest.MonkeyPatc
     assert len(seen) == DEPTH
 
 
-def test_a_planner_is_taught_at_the_budget_that_it_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(TrainConfig("a2c", 128 * DEPTH, env={**ENV}), tmp_path / "run", progress_bar=False)
-    asked = []
+@pytest.mark.parametrize(
+    ("split", "opened"),
+    [("train", ["train", "validation"]), ("validation-even", ["validation-even", "validation-even"])],
+)
+def test_a_planner_is_taught_at_the_budget_that_it_gets_on_the_images_of_its_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: Split, opened: list[Split]
+) -> None:
+    train(TrainConfig("a2c", 128 * DEPTH, env={**ENV, "split": split}), tmp_path / "run", progress_bar=False)
+    asked, found = [], []
+    monkeypatch.setattr(agent_cli, "load_dataset", lambda *where: found.append(where[1]) or load_dataset(*where))
 
     def distill(teacher: DynamicViT, images: torch.Tensor, config: Any) -> DynamicViT:
         asked.append(teacher.shown_budget)
@@ -253,4 +261,4 @@ def test_a_planner_is_taught_at_the_budget_that_it_gets(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(agent_cli, "distill_agent", distill)
     agent_cli.distill(tmp_path / "run", tmp_path / "planner", budget=0.95)
-    assert asked == [0.95]
+    assert (asked, found) == ([0.95], opened)

@@ -13,6 +13,7 @@ from toys import DEPTH, TINY
 
 from vitskip.agents import algorithms
 from vitskip.backbone import load_dataset
+from vitskip.backbone.datasets import Split
 from vitskip.envs import EnvConfig
 from vitskip.eval import learning_speed
 from vitskip.eval.learning_speed import (
@@ -84,17 +85,21 @@ def test_the_time_to_a_goal() -> None:
     assert seconds_to(moments[:2], 0.9) is None
 
 
-def test_the_judge_follows_the_likeliest_actions() -> None:
+@pytest.mark.parametrize(
+    ("learnt", "judged"),
+    [("train", "validation"), ("validation-even", "validation-odd"), ("validation", "test")],
+)
+def test_the_judge_follows_the_likeliest_actions_on_new_images(learnt: Split, judged: Split) -> None:
     """An agent that never runs a block pays nothing and is judged by the head on the embedded image."""
     entry = contestant()
     net: Any = entry.agent.policy.action_net
     with torch.no_grad():
         net.weight.zero_()
         net.bias.copy_(torch.tensor([1.0, 0.0]))
-    vit, validation = CONFIG.load_backbone(), load_dataset("tiny-digits", "validation")
+    vit, images = CONFIG.load_backbone(), load_dataset("tiny-digits", judged)
     with torch.no_grad():
-        correct = vit.classify(vit.embed(validation.images)).argmax(1) == validation.labels
-    assert make_judge(CONFIG)(entry.agent) == pytest.approx(correct.float().mean().item())
+        correct = vit.classify(vit.embed(images.images)).argmax(1) == images.labels
+    assert make_judge(replace(CONFIG, split=learnt))(entry.agent) == pytest.approx(correct.float().mean().item())
 
 
 def test_algorithms_without_rollouts_are_refused() -> None:
