@@ -26,8 +26,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms.functional import InterpolationMode, center_crop, pil_to_tensor, resize
 from tqdm import tqdm
 
-from .datasets import Part
-
+Part = Literal["train", "validation", "test"]
 LabelledImages = tuple[UInt8[Tensor, "N 3 H W"], Int64[Tensor, " N"], tuple[str, ...]]
 """Images, labels and the names of the classes."""
 
