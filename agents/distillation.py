@@ -23,7 +23,7 @@ class DistillConfig:
     Attributes:
         paths: size of the codebook, the teacher's most frequent paths; 0 decides each unit apart.
         look_after: blocks that always run before the planner looks; 0 takes half of what the teacher runs on average.
-        observation: what the planner sees then: "belief", or "tokens" too.
+        observation: what the planner sees then: "belief", "confidence" or "tokens".
         widths: hidden units of each layer.
         steps: optimiser steps.
         batch_size: images per step.

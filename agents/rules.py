@@ -89,6 +89,9 @@ class EarlyExitRule(nn.Module):
         layout: of the observations.
         threshold: at least 0; unit 0 always runs, 0 runs nothing else, more than 1 everything. Or one before each of
             the U units, none above the one before, so that whoever has left does not come back.
+
+    Raises:
+        ValueError: for other thresholds, or a layout that does not hold the classes' probabilities.
     """
 
     samples = False
@@ -108,6 +111,10 @@ class EarlyExitRule(nn.Module):
             raise ValueError(f"threshold: expected a number, or one for each of {units} units, got {threshold}")
         if not (before >= 0).all() or (before.diff() > 0).any():
             raise ValueError(f"threshold: expected numbers of at least 0 that do not rise, got {threshold}")
+        if layout.kind == "confidence":
+            raise ValueError(
+                f'observation: expected "belief" or "tokens", which hold probabilities, got {layout.kind!r}'
+            )
         self.depth, self.probabilities = layout.depth, layout.probabilities
         self.register_buffer("thresholds", before, persistent=False)
 

@@ -6,7 +6,7 @@ import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ class Run:
         architecture: that `build_backbone` builds it from; empty where only the name knows.
         original: name of the dense network that the backbone began as; see `original_name`.
         action_unit: "block" or "half".
-        observation: "belief" or "tokens".
+        observation: "belief", "confidence" or "tokens".
         rule: name of the policy's rule.
         rule_arguments: its arguments.
         budgets: of an agent that is shown one: pairs of a budget and its lean; None for any other.
@@ -133,7 +133,7 @@ def read(path: Path) -> Run:
     for key, kind in expected.items():
         if not isinstance(values.get(key), kind):
             raise ValueError(f"{file}: expected {key!r} to be a {kind.__name__}, got {values.get(key)!r}")
-    choices = {"action_unit": ("block", "half"), "observation": ("belief", "tokens")}
+    choices = {"action_unit": ("block", "half"), "observation": get_args(ObservationKind)}
     for key, valid in choices.items():
         if values[key] not in valid:
             raise ValueError(f"{file}: expected {key!r} to be one of {', '.join(valid)}, got {values[key]!r}")

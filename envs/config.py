@@ -63,7 +63,8 @@ class EnvConfig:
             themselves, so that image i of N comes again as i + N, i + 2N, ...
         backbone: name of a registered backbone.
         device: where the backbone runs, as PyTorch names it.
-        observation: "belief" (what the head says now, depth, compute) or "tokens" (and the tokens' summary).
+        observation: "belief" (what the head says now, depth, compute), "confidence" (the same without the classes'
+            probabilities, for agents that learn on few images) or "tokens" (the belief and the tokens' summary).
         reward: task reward at the end of the episode, a name in `TASK_REWARDS`.
         cost: price of a block, a name in `COSTS`.
         cost_weight: what running every block costs, in units of the task reward; at least 0.

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from ..backbone.protocol import ActionUnit, Backbone, num_units
 
-ObservationKind = Literal["belief", "tokens"]
+ObservationKind = Literal["belief", "confidence", "tokens"]
 
 MAX_CLASSES = 10  # beyond this many classes the belief holds the sorted top-k
+CONFIDENCES = 3  # columns of the belief that follow its probabilities
 LOGIT_SCALE = 10.0  # the top probability's logit is divided by this and clipped to [-1, 1]
 
 
@@ -21,12 +22,12 @@ LOGIT_SCALE = 10.0  # the top probability's logit is divided by this and clipped
 class ObservationLayout:
     """Where everything stands in the flat observation [O], in this order.
 
-    probabilities (P) | scaled logit of the top one, entropy / log K, top-two margin (3) | one-hot of the next unit,
-    all zero at the end (U) | share of the units' MACs spent (1) | with budgets: the episode's (1) | with "tokens":
-    layer-normed class token (D) and layer-normed mean patch token (D).
+    probabilities, but not with "confidence" (P) | scaled logit of the top one, entropy / log K, top-two margin (3) |
+    one-hot of the next unit, all zero at the end (U) | share of the units' MACs spent (1) | with budgets: the episode's
+    (1) | with "tokens": layer-normed class token (D) and layer-normed mean patch token (D).
 
     Attributes:
-        kind: "belief" or "tokens".
+        kind: "belief", "confidence" or "tokens".
         num_classes: classes K.
         num_units: decisions U per episode.
         embed_dim: token width D.
@@ -51,11 +52,12 @@ class ObservationLayout:
 
     @property
     def probabilities(self) -> slice:
-        return slice(0, min(self.num_classes, MAX_CLASSES))
+        """Empty with "confidence", which does not tell the classes apart."""
+        return slice(0, 0 if self.kind == "confidence" else min(self.num_classes, MAX_CLASSES))
 
     @property
     def depth(self) -> slice:
-        start = self.probabilities.stop + 3
+        start = self.probabilities.stop + CONFIDENCES
         return slice(start, start + self.num_units)
 
     @property
@@ -95,7 +97,8 @@ class ObservationLayout:
             progress: one-hot of the next unit, share of MACs spent, and the budget if it is shown.
             tokens: the current tokens; read with "tokens" only.
         """
-        parts = [belief(logits), progress]
+        believed = belief(logits)
+        parts = [believed[:, -CONFIDENCES:] if self.kind == "confidence" else believed, progress]
         if self.kind == "tokens":
             patches = tokens[:, self.num_prefix_tokens :].mean(1)
             parts += [F.layer_norm(summary, (self.embed_dim,)) for summary in (tokens[:, 0], patches)]

@@ -31,8 +31,8 @@ class SkipEnv(gym.Env[NDArray[Any], np.int64], EzPickle):
     ## Observation Space
     A flat float32 `Box`; `ObservationLayout` names its parts. With `observation="belief"` and K <= 10 classes: K
     class probabilities, the scaled logit of the top one, normalised entropy, top-two margin, one-hot of the next
-    block, share of the blocks' MACs spent, and with `budgets` the one of this episode. "tokens" adds the
-    layer-normed class token and mean patch token.
+    block, share of the blocks' MACs spent, and with `budgets` the one of this episode. "confidence" leaves the
+    probabilities out; "tokens" adds the layer-normed class token and mean patch token.
 
     ## Rewards
     `-cost_weight * (the block's share of all blocks' MACs)` when a block runs, plus at the end a task reward by

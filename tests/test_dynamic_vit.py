@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitskip.agents import DynamicViT, Policy, baselines
+from vitskip.agents.budget import calibrate
 from vitskip.agents.dynamic_vit import FEW_ROWS, WINDOW
+from vitskip.agents.image_runner import ImageRunner
 from vitskip.backbone import load_backbone, load_dataset, run_masked
 from vitskip.envs import ObservationLayout
 
@@ -67,6 +69,19 @@ def test_both_modes_the_environment_and_a_masked_batch_agree(
         close(logits, run_masked(gather.backbone, images, keep_mask_of(gather), action_unit))
     if rule != "mask":
         assert distinct(keep_mask_of(gather)) > 2  # routes differ from image to image, or the test would be weak
+
+
+@UNITS
+def test_confidence_alone_decides_the_same_in_the_environment(images: Tensor, action_unit: str) -> None:
+    net, some = make_net("mlp", action_unit, "confidence"), load_dataset("tiny-digits", "test").first(COUNT)
+    with torch.no_grad():
+        next(net.policy.rule.parameters())[:, :3] *= 100  # the tiny net's confidence is much the same for all images
+    calibrate(net, ImageRunner(some), 0.6)
+    logits = net(images)
+    core = roll_out(net.policy, range(COUNT), action_unit=action_unit)
+    assert np.array_equal(keep_mask_of(net).numpy(), core.keep_mask)
+    close(logits, core.logits)
+    assert distinct(core.keep_mask) > 2
 
 
 @UNITS

@@ -18,11 +18,13 @@ from vitskip.envs.viewer import HEIGHT, WIDTH
 
 KINDS = [
     {"action_unit": "block", "observation": "belief"},
-    {"action_unit": "half", "observation": "belief", "reward": "margin"},
+    {"action_unit": "half", "observation": "confidence", "reward": "margin"},
     {"action_unit": "block", "observation": "tokens", "reward": "kl"},
     {"action_unit": "half", "observation": "tokens", "order": "sequential", "cost_weight": 0, "split": "test"},
 ]
-EVERY_KIND = pytest.mark.parametrize("kind", KINDS, ids=["block-belief", "half-belief", "block-tokens", "half-tokens"])
+EVERY_KIND = pytest.mark.parametrize(
+    "kind", KINDS, ids=["block-belief", "half-confidence", "block-tokens", "half-tokens"]
+)
 BOTH_UNITS = pytest.mark.parametrize(("action_unit", "units"), [("block", DEPTH), ("half", 2 * DEPTH)])
 BOTH_FACES = pytest.mark.parametrize("num_envs", [None, 3], ids=["single", "vector"])
 INFO_TYPES = {

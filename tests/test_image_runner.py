@@ -76,7 +76,13 @@ def test_the_budget_is_shown(split: Dataset) -> None:
 def test_networks_may_observe_different_things(split: Dataset) -> None:
     backbone = load_backbone("tiny-vit4")
     run = RememberingRunner(split, backbone, 10)
-    for kind, unit in (("belief", "block"), ("tokens", "block"), ("belief", "half"), ("belief", "block")):
+    for kind, unit in (
+        ("belief", "block"),
+        ("tokens", "block"),
+        ("belief", "half"),
+        ("confidence", "block"),
+        ("belief", "block"),
+    ):
         same(make_net("mlp", unit, kind, backbone=backbone), run, ImageRunner(split))
 
 

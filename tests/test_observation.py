@@ -12,7 +12,7 @@ from vitskip.envs import ObservationLayout
 from vitskip.envs.observation import belief
 
 LOG = math.log
-KINDS = pytest.mark.parametrize("kind", ["belief", "tokens"])
+KINDS = pytest.mark.parametrize("kind", ["belief", "confidence", "tokens"])
 UNITS = pytest.mark.parametrize(("action_unit", "units"), [("block", DEPTH), ("half", 2 * DEPTH)])
 
 
@@ -62,15 +62,24 @@ def test_everything_stands_where_the_layout_says(kind: str, action_unit: str, un
     core.reset(np.arange(3), np.array([1, 2, 3]))
     core.step(np.array([1, 0, 1]))
     observation, macs = core.observe(), np.array(core.backbone.macs.units(action_unit))
-    assert (layout.probabilities, layout.depth) == (slice(0, 10), slice(13, 13 + units))
+    shown = 0 if kind == "confidence" else 10
+    assert (layout.probabilities, layout.depth) == (slice(0, shown), slice(shown + 3, shown + 3 + units))
     assert observation.shape == (3, layout.size)
     assert observation.dtype == torch.float32
-    assert layout.size == 14 + units + (32 if kind == "tokens" else 0)
-    torch.testing.assert_close(observation[:, layout.probabilities], core.logits.softmax(1))
-    torch.testing.assert_close(observation[:, :13], belief(core.logits))
+    assert layout.size == shown + 4 + units + (32 if kind == "tokens" else 0)
+    torch.testing.assert_close(observation[:, layout.probabilities], core.logits.softmax(1)[:, :shown])
+    torch.testing.assert_close(observation[:, : shown + 3], belief(core.logits)[:, -(shown + 3) :])
     assert observation[:, layout.depth].tolist() == [[0, 1, *[0] * (units - 2)]] * 3
     spent = macs[0] / macs.sum()
     np.testing.assert_allclose(observation[:, layout.depth.stop], [spent, 0, spent], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "tells"), [("belief", True), ("confidence", False)])
+def test_confidence_does_not_tell_the_classes_apart(kind: str, tells: bool) -> None:
+    layout, logits = ObservationLayout.of(tiny_vit4(), kind, "block"), torch.randn(5, 10)
+    progress, tokens = torch.zeros(5, DEPTH + 1), torch.zeros(5, 5, 16)
+    seen, permuted = (layout.observe(given, progress, tokens) for given in (logits, logits.roll(3, 1)))
+    assert torch.allclose(seen, permuted, atol=1e-6) != tells
 
 
 @UNITS

@@ -216,6 +216,12 @@ def test_bad_arguments_are_refused(unchecked: None, rule: str, arguments: dict, 
         Policy(rule, LAYOUT, **arguments)
 
 
+def test_early_exit_needs_the_probabilities() -> None:
+    layout = ObservationLayout("confidence", num_classes=3, num_units=UNITS, embed_dim=8, num_prefix_tokens=1)
+    with pytest.raises(ValueError, match=r'observation: expected "belief" or "tokens", .* got \'confidence\''):
+        Policy("early-exit", layout, threshold=0.5)
+
+
 def test_arguments_of_another_rule_are_refused(unchecked: None) -> None:
     with pytest.raises(TypeError, match="threshold"):
         Policy("mask", LAYOUT, threshold=0.5)

@@ -97,7 +97,7 @@ def test_another_version_is_refused(run: Path, version: object) -> None:
         ({"rule_arguments": [1]}, "expected 'rule_arguments' to be a dict, got [1]"),
         ({"record": "x"}, "expected 'record' to be a dict, got 'x'"),
         ({"action_unit": "layer"}, "expected 'action_unit' to be one of block, half, got 'layer'"),
-        ({"observation": "pixels"}, "expected 'observation' to be one of belief, tokens, got 'pixels'"),
+        ({"observation": "pixels"}, "expected 'observation' to be one of belief, confidence, tokens, got 'pixels'"),
         ({"backbone": "tiny-vit5"}, "unknown backbone 'tiny-vit5'"),
         ({"backbone": "tiny-vit5"}, "did you mean 'tiny-vit4'"),
         ({"backbone": "tiny-vit5"}, "register_backbone makes your own known"),
