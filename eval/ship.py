@@ -39,6 +39,8 @@ def ship(
     train = {**source.record["train"], "env": {**env, "data_root": None}}
     record = {"train": train, "seconds": source.record["seconds"], "trained_with": source.record["versions"]}
     record |= {key: source.record[key] for key in ("distilled_from", "distill") if key in source.record}
+    if (Path(source.backbone) / "run.json").is_file():  # a joint run, which made the net that this agent learnt on
+        record["backbone_train"] = read(Path(source.backbone)).record["train"]
     net.save(out, backbone_name=source.backbone, record=record, dtype=torch.float16)
     record["test"] = results_on(DynamicViT.load(out), test, budgets, source.load_original())
     net.save(out, backbone_name=source.backbone, record=record, dtype=torch.float16)

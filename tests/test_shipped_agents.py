@@ -41,6 +41,17 @@ def test_a_run_is_made_small(tmp_path: Path) -> None:
     assert record["test"]["0.8"]["accuracy"] == pytest.approx(accuracy)
 
 
+def test_an_agent_on_the_net_of_another_run_says_how_that_was_trained(tmp_path: Path) -> None:
+    steps = 16 * DEPTH
+    train(TrainConfig("a2c", steps, 3, 16, env={**TINY}), tmp_path / "first", progress_bar=False)
+    env = {**TINY, "backbone": str(tmp_path / "first")}
+    train(TrainConfig("ppo", steps, 4, 16, env=env), tmp_path / "second", progress_bar=False)
+    ship(tmp_path / "second", tmp_path / "small")
+    record = read(tmp_path / "small").record
+    trained = [(record[key]["algorithm"], record[key]["seed"]) for key in ("train", "backbone_train")]
+    assert trained == [("ppo", 4), ("a2c", 3)]
+
+
 def test_a_net_that_merges_is_measured_without_merging_too() -> None:
     test, net = load_dataset("tiny-digits", "test"), make_net(backbone=load_backbone(MERGING))
     found = results_on(net, test)
