@@ -61,6 +61,8 @@ class Algorithm:
         extract: takes the deployable policy out of the trained one.
         env: arguments of the environment that the algorithm is published with; the user's go before.
         plans: whether it can decide all units at once (`MultiBinary` actions).
+        draws: whether it acts by drawing, so that its log-odds are of probabilities; of values they are differences of
+            returns.
     """
 
     make: type[BaseAlgorithm]
@@ -73,6 +75,7 @@ class Algorithm:
     extract: Callable[[Any, ObservationLayout], Policy] = extract_actor
     env: EnvArguments = field(default_factory=EnvArguments)
     plans: bool = False
+    draws: bool = True
 
 
 _ON_POLICY = {"learning_rate": 2e-3, "gamma": 1.0, "gae_lambda": 0.95}
@@ -118,12 +121,11 @@ ALGORITHMS.register(
         extract=extract_recurrent_actor,
     ),
 )
-ALGORITHMS.register("dqn", Algorithm(DQN, 256, _OFF_POLICY, None, policy_kwargs=TANH_64, extract=extract_q_network))
+_Q_LEARNING = Algorithm(DQN, 256, _OFF_POLICY, None, policy_kwargs=TANH_64, extract=extract_q_network, draws=False)
+ALGORITHMS.register("dqn", _Q_LEARNING)
 ALGORITHMS.register(
     "qrdqn",
-    Algorithm(
-        QRDQN, 256, _OFF_POLICY, None, policy_kwargs={**TANH_64, "n_quantiles": 25}, extract=extract_quantile_network
-    ),
+    replace(_Q_LEARNING, make=QRDQN, policy_kwargs={**TANH_64, "n_quantiles": 25}, extract=extract_quantile_network),
 )
 ALGORITHMS.register("reinforce", Algorithm(Reinforce, 256, {"learning_rate": 3e-3}, plans=True))
 ALGORITHMS.register(

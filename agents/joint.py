@@ -17,13 +17,14 @@ from .policy import Policy
 
 
 class JointTraining(BaseCallback):
-    """Trains the environment's backbone in place, on the agent's drawn paths, several times during `learn`.
+    """Trains the environment's backbone in place, on the agent's paths, several times during `learn`.
 
     Args:
         core: whose backbone to train; nobody else may hold it.
         extract: gives the agent's current policy.
         config: how.
         dataset: training images of the backbone, on its device; the agent's are the environment's.
+        draws: whether paths are drawn, as an agent draws its actions; else the likeliest is taken.
         seed: of order and augmentation.
         progress_bar: show one for each round.
 
@@ -39,11 +40,12 @@ class JointTraining(BaseCallback):
         config: JointConfig,
         *,
         dataset: Dataset,
+        draws: bool = True,
         seed: int = 0,
         progress_bar: bool = True,
     ) -> None:
         super().__init__()
-        self.core, self.extract, self.config, self._seed = core, extract, config, seed
+        self.core, self.extract, self.config, self.draws, self._seed = core, extract, config, draws, seed
         self.curve: dict[str, list[float]] = {"loss": [], "macs_fraction": []}
         unit = core.config.action_unit
         self.tuner = BackboneTuner(
@@ -69,9 +71,9 @@ class JointTraining(BaseCallback):
 
     def train_backbone(self) -> None:
         """One round."""
-        policy = self.extract().to(self.core.device)
-        policy.rule.samples = True
-        net = DynamicViT(self.core.backbone, policy, action_unit=self.core.config.action_unit)
+        policy = self.extract()
+        policy.rule.samples = self.draws
+        net = DynamicViT(self.core.backbone, policy, action_unit=self.core.config.action_unit).to(self.core.device)
         spent = []
 
         def choose(images: Tensor, step: int) -> Tensor:
@@ -89,4 +91,5 @@ class JointTraining(BaseCallback):
     def _draw_budgets(self, images: int, step: int) -> Tensor:
         """One for each image, [B, 1]; zeros where the environment has none."""
         generator = np.random.default_rng([self._seed, step])
-        return torch.tensor(generator.choice(self.core.config.budgets or (0.0,), (images, 1))).float()
+        drawn = generator.choice(self.core.config.budgets or (0.0,), (images, 1))
+        return torch.tensor(drawn, dtype=torch.float32, device=self.core.device)

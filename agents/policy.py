@@ -80,7 +80,7 @@ class Policy(nn.Module):
         Returns:
             True where the unit shall run, [B], or for an upfront rule [B, U]; and the state for the next step.
         """
-        if isinstance(self.rule, PlanRule):
+        if isinstance(self.rule, PlanRule) and (len(self.rule.codebook) or not self.rule.samples):
             return self.rule.choose(observation), state
         log_odds, state = self.log_odds(observation, state)
         return self._draw(log_odds) if self.rule.samples else log_odds > 0, state

@@ -116,7 +116,8 @@ class Gumbel(Supervised):
         for unit in range(core.num_units):
             progress = torch.cat([units[unit].expand(len(tokens), -1), spent[:, 1:].detach(), shown.to(device)], 1)
             observation = core.layout.observe(logits.detach(), progress, tokens.detach())
-            gate = straight_through_gate(self.log_odds(observation), self.temperature)
+            log_odds = self.log_odds(observation.to(self.device)).to(device)
+            gate = straight_through_gate(log_odds, self.temperature)
             tokens = torch.lerp(tokens, run(unit, tokens), gate[:, None, None])
             logits = backbone.classify(tokens)
             spent = spent + gate[:, None] * shares[:, unit]

@@ -176,7 +176,7 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
     )
     if core.prefix_cache is not None:
         core.prefix_cache.clear()  # calibration claims as much
-    net = DynamicViT(core.backbone, extract(), action_unit=env_config.action_unit).eval()
+    net = DynamicViT(core.backbone, extract(), action_unit=env_config.action_unit).to(core.device).eval()
     record = {
         "train": config.record,
         "seconds": checkpoint.elapsed,
@@ -211,7 +211,15 @@ def _callbacks(
         callbacks.append(Curriculum(core, config.curriculum))
     if config.joint:
         images = config.env_config.load_dataset("train").to(core.device)
-        joint = JointTraining(core, extract, config.joint, dataset=images, seed=config.seed, progress_bar=progress_bar)
+        joint = JointTraining(
+            core,
+            extract,
+            config.joint,
+            dataset=images,
+            draws=ALGORITHMS[config.algorithm].draws,
+            seed=config.seed,
+            progress_bar=progress_bar,
+        )
         callbacks.append(joint)
     return statistics, joint, callbacks
 

@@ -107,6 +107,37 @@ def test_some_images_take_the_full_path(monkeypatch: pytest.MonkeyPatch) -> None
     assert joint.curve["macs_fraction"] == [pytest.approx(expected)]
 
 
+@pytest.mark.parametrize(("algorithm", "draws"), [("a2c", True), ("dqn", False), ("qrdqn", False)])
+def test_paths_are_drawn_where_actions_are(
+    algorithm: str, draws: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log-odds of a Q-network are differences of returns; as probabilities they would be near a coin's."""
+    seen = []
+    original = JointTraining.train_backbone
+
+    def spy(self: JointTraining) -> None:
+        policies, extract = [], self.extract
+        self.extract = lambda: policies.append(extract()) or policies[-1]
+        original(self)
+        seen.append(policies[0].rule.samples)
+
+    monkeypatch.setattr(JointTraining, "train_backbone", spy)
+    smaller = {"buffer_size": 512, "learning_starts": 64} if "dqn" in algorithm else {}
+    train(TrainConfig(algorithm, 1024, 0, 16, smaller, TINY, joint=JOINT), tmp_path, progress_bar=False)
+    assert seen == [draws] * 2
+
+
+def test_plans_are_drawn_too() -> None:
+    layout = ObservationLayout.of(load_backbone("tiny-vit4"), "belief", "block")
+    policy, observation = Policy("plan", layout, widths=[8]), torch.zeros(64, layout.size)
+    assert len(policy.decide(observation).unique(dim=0)) == 1
+    policy.rule.samples = True
+    assert len(policy.decide(observation).unique(dim=0)) > 8
+    codebook = Policy("plan", layout, widths=[8], paths=[[True] * DEPTH, [False] * DEPTH])
+    codebook.rule.samples = True
+    assert len(codebook.decide(observation).unique(dim=0)) == 1
+
+
 def test_deep_supervision_by_hand() -> None:
     """The mean over the units that ran, of one image after another, is added to the loss of the answer."""
     config = replace(JOINT, deep_supervision=0.7, label_smoothing=0.0)
