@@ -143,6 +143,17 @@ def read(path: Path) -> Run:
     return Run(path, **{key: values[key] for key in (*expected, "budgets")})
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a finished run."""
+    return (path / "run.json").is_file()
+
+
+def refuse_run(path: Path) -> None:
+    """Raise ValueError for a folder that holds a finished run, which something else would be written over."""
+    if is_run(path):
+        raise ValueError(f"out: expected a folder without a run, got {path}; choose another one, or remove this one")
+
+
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
     """Make sure that a finished run is the one that these settings would train; its data may have moved.
 
@@ -153,9 +164,12 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     Raises:
         ValueError: if a setting is another one.
     """
-    if not (path / "run.json").is_file():
+    if not is_run(path):
         return
-    recorded = read(path).record.get("train", {})
+    record = read(path).record
+    if "distilled_from" in record:
+        raise ValueError(f"{path}: expected a run that was trained, got a planner taught by {record['distilled_from']}")
+    recorded = record.get("train", {})
     for name, value in settings.items():
         found, expected = (_comparable(wanted) for wanted in (recorded.get(name), value))
         if found != expected:
@@ -175,7 +189,7 @@ def _comparable(value: Any) -> Any:
 def _find(path: Path) -> Path:
     shipped = SHIPPED / path
     for folder in (path, shipped) if path.name == str(path) else (path,):
-        if (folder / "run.json").is_file():
+        if is_run(folder):
             return folder
     raise FileNotFoundError(
         "run directory: expected a folder with run.json, as `vitskip train` writes, or one of "

@@ -28,6 +28,7 @@ from .extraction import extract_planner
 from .image_runner import make_runner
 from .joint import JointTraining
 from .policy import Policy
+from .run_directory import check_settings, is_run, read
 
 CALIBRATION_IMAGES = 2_000
 
@@ -131,6 +132,8 @@ class TrainResult:
 def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -> TrainResult:
     """Train an agent by Stable-Baselines3 and write a run directory; go on with one that was stopped.
 
+    A run that is finished is not trained again, but read.
+
     The directory holds what `DynamicViT.load` needs, and besides `agent.safetensors` (all that the algorithm learnt),
     the learning curve, and TensorBoard events under `tensorboard/`.
 
@@ -140,10 +143,14 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
         progress_bar: show one.
 
     Raises:
-        ValueError: for unknown names or arguments, before anything is written, and if the folder holds the checkpoint
-            of another run.
+        ValueError: for unknown names or arguments, before anything is written, and if the folder holds another run or
+            the checkpoint of one.
     """
     path, algorithm, env_config = Path(path), ALGORITHMS[config.algorithm], config.env_config
+    check_settings(path, config.record)
+    if is_run(path):
+        record = read(path).record
+        return TrainResult(path, DynamicViT.load(path, device=env_config.device), record["curve"], record["seconds"])
     core = _make_core(config, env_config)
     venv: VecEnv = SkipVecEnv(core, seed=config.seed)
     if config.upfront:

@@ -169,14 +169,15 @@ def check_device(name: str) -> torch.device:
     """Parse a device, and refuse one that cannot work here.
 
     Raises:
-        ValueError: if the name is no device, if CUDA is missing, or if CUDA is asked for in a forked worker.
+        ValueError: if the name is no device or none that works here, if CUDA is missing, or if CUDA is asked for in a
+            forked worker.
     """
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f'device: expected a PyTorch device such as "cpu" or "cuda:0", got {name!r}') from error
     if device.type != "cuda":
-        return device
+        return _tried(device)
     forked = multiprocessing.parent_process() is not None and os.getpid() != _PROCESS
     if forked:
         raise ValueError(
@@ -186,6 +187,16 @@ def check_device(name: str) -> torch.device:
         )
     if not torch.cuda.is_available():
         raise ValueError(f'device: expected "cpu", as PyTorch finds no CUDA device here, got {name!r}')
+    return _tried(device)
+
+
+def _tried(device: torch.device) -> torch.device:
+    """The device, if a tensor can live there."""
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'device: expected one that works here, such as "cpu", got "{device}": {reason}') from error
     return device
 
 

@@ -151,6 +151,11 @@ class SkipCore:
         finished = active & self.ended
         return reward + self._task_reward(finished) if finished.any() else reward
 
+    def cost_of_first(self, units: int) -> NDArray[np.float32]:
+        """What running the first units costs each row at the cost weights of now, float32 [B]."""
+        share = 0.0 if self._task.includes_cost else self.cost_share[:units].sum()
+        return (self.cost_weight[self.budget_index] * share).astype(np.float32)
+
     def observe(self) -> Tensor:
         """Observations of all rows, float32 [B, O] on the device."""
         spent = (self.keep_mask @ self._macs / self._macs.sum()).astype(np.float32)

@@ -89,10 +89,11 @@ class Episodes:
 
     def reset(self, rows: NDArray[np.int64], image_index: NDArray[np.int64] | None = None) -> None:
         """Begin episodes on some rows, with the images [R] given or the next ones of their streams."""
-        image_index = self._draw(rows) if image_index is None else image_index
+        together = self.rows_per_image if len(rows) == self.core.num_envs else 1
+        image_index = self._draw(rows, together) if image_index is None else image_index
         budget_index = self._draw_budgets(rows)
-        if self.rows_per_image > 1 and len(rows) == self.core.num_envs:
-            first = np.arange(len(rows)) // self.rows_per_image * self.rows_per_image
+        if together > 1:
+            first = np.arange(len(rows)) // together * together
             image_index, budget_index = image_index[first], budget_index[first]
         self.core.reset(rows, image_index, budget_index)
 
@@ -141,11 +142,11 @@ class Episodes:
         """All rows now."""
         return Snapshot(self.core.observe(), self.core.logits.argmax(1), self.core.info())
 
-    def _draw(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _draw(self, rows: NDArray[np.int64], together: int) -> NDArray[np.int64]:
         size = len(self.core.dataset)
         if self.core.config.order == "random":
             return np.array([self.generators[row].integers(size) for row in rows], np.int64)
-        image_index = self._next[rows] % size
+        image_index = self._next[rows] // together % size
         self._next[rows] += self.core.num_envs
         return image_index
 

@@ -90,7 +90,7 @@ class PlanVecEnv(VecEnvWrapper):
 
     def reset(self) -> VecEnvObs:
         self.venv.reset()
-        return self._run_first()[0]
+        return self._run_first()
 
     def get_state(self) -> dict[str, Any]:
         """As `SkipVecEnv.get_state`."""
@@ -99,28 +99,27 @@ class PlanVecEnv(VecEnvWrapper):
     def set_state(self, state: Mapping[str, Any]) -> VecEnvObs:
         """As `SkipVecEnv.set_state`."""
         self._streams.set_state(state)
-        return self._run_first()[0]
+        return self._run_first()
 
     def step_async(self, actions: NDArray[Any]) -> None:
         self._plans = check_plans(actions, self.num_envs, self.core.num_units)
 
     def step_wait(self) -> VecEnvStepReturn:
-        total, terminated = self._spent, np.zeros(self.num_envs, bool)
+        total, terminated = -self.core.cost_of_first(self._first), np.zeros(self.num_envs, bool)
         infos: list[dict[str, Any]] = []
         for unit in range(self._first, self.core.num_units):
             _, reward, terminated, infos = self.venv.step(self._plans[:, unit])
             total = total + reward
-        for info in infos:
-            info["episode"]["l"] = 1
-        return self._run_first()[0], total, terminated, infos
+        for info, reward in zip(infos, total.tolist(), strict=True):
+            info["episode"] |= {"r": round(reward, 6), "l": 1}
+        return self._run_first(), total, terminated, infos
 
-    def _run_first(self) -> tuple[Any, NDArray[np.float32]]:
-        self._spent = np.zeros(self.num_envs, np.float32)
+    def _run_first(self) -> Any:
+        """What the agent sees; these units are paid for in the step, as the cost weight may change before it."""
         observation: Any = None
         for _ in range(self._first):
-            observation, reward, *_ = self.venv.step(np.full(self.num_envs, int(Action.RUN)))
-            self._spent += reward
-        return observation, self._spent
+            observation, *_ = self.venv.step(np.full(self.num_envs, int(Action.RUN)))
+        return observation
 
 
 def first_units(core: SkipCore, look_after: int) -> int:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..agents.backbone_tuner import JointConfig, tune_dense
 from ..agents.baselines import whole_network
 from ..agents.dynamic_vit import DynamicViT
-from ..agents.run_directory import check_settings, versions, write_json
+from ..agents.run_directory import check_settings, is_run, versions, write_json
 from ..agents.training import TrainConfig, train
 from ..backbone import load_backbone, load_dataset
 from ..backbone.backbones import original_name
@@ -136,7 +136,7 @@ def compare(
 
 
 def _trained(cell: Cell, progress_bar: bool) -> DynamicViT:
-    if not (cell.folder / "run.json").is_file():
+    if not is_run(cell.folder):
         train(cell.config, cell.folder, progress_bar=progress_bar)
     return DynamicViT.load(cell.folder, budget=cell.budget if cell.config.env_config.budgets else None)
 
@@ -164,7 +164,7 @@ def _references(cell: Cell, progress_bar: bool) -> dict[str, Measurement]:
     whole = whole_network(load_backbone(name).to(env.device))
     found = {"original dense": measure(whole, test, description="original")}
     if config.joint is not None:
-        if not (cell.dense_folder / "run.json").is_file():
+        if not is_run(cell.dense_folder):
             _tune_dense(cell, config.joint, whole, name, progress_bar)
         found["tuned dense"] = measure(DynamicViT.load(cell.dense_folder), test, description="tuned dense")
     return found

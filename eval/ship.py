@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from ..agents.dynamic_vit import DynamicViT
-from ..agents.run_directory import read
+from ..agents.run_directory import is_run, read
 from ..backbone import Backbone, Dataset, load_dataset
 from ..backbone.token_merging import unmerged
 from .measurement import measure
@@ -34,12 +34,14 @@ def ship(
         data_root: folder of the data set, if it is not where it was in training.
     """
     source, net = read(run), DynamicViT.load(run)
+    if out.resolve() == source.path.resolve():
+        raise ValueError(f"out: expected another folder than that of the run, got {out}")
     env = source.record["train"]["env"]
     test = load_dataset(env["dataset"], "test", data_root or env["data_root"])
     train = {**source.record["train"], "env": {**env, "data_root": None}}
     record = {"train": train, "seconds": source.record["seconds"], "trained_with": source.record["versions"]}
     record |= {key: source.record[key] for key in ("distilled_from", "distill") if key in source.record}
-    if (Path(source.backbone) / "run.json").is_file():  # a joint run, which made the net that this agent learnt on
+    if is_run(Path(source.backbone)):  # a joint run, which made the net that this agent learnt on
         record["backbone_train"] = read(Path(source.backbone)).record["train"]
     net.save(out, backbone_name=source.backbone, record=record, dtype=torch.float16)
     record["test"] = results_on(DynamicViT.load(out), test, budgets, source.load_original())

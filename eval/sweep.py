@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..agents.algorithms import ALGORITHMS, check_hyperparameters
 from ..agents.dynamic_vit import DynamicViT
-from ..agents.run_directory import check_settings
+from ..agents.run_directory import check_settings, is_run
 from ..agents.training import TrainConfig, train
 from ..backbone import load_dataset
 from ..backbone.datasets import Split, validation_splits
@@ -143,7 +143,7 @@ def sweep(trials: Sequence[Trial], *, progress_bar: bool = True) -> list[dict[st
 
 def _validated(trial: Trial) -> dict[str, float]:
     """Accuracy and compute on validation of a run, trained if it is missing."""
-    if not (trial.folder / "run.json").is_file():
+    if not is_run(trial.folder):
         train(trial.config, trial.folder, progress_bar=False)
     env = trial.config.env_config
     found = measure(DynamicViT.load(trial.folder), load_dataset(env.dataset, trial.judged_on, env.data_root))

@@ -73,6 +73,7 @@ def learnt(path: Path) -> dict[str, torch.Tensor]:
         make_config("gumbel", env={"action_unit": "half"}),
         make_config("dynavit"),
         make_config("a2c", upfront=2),
+        make_config("reinforce", upfront=1, budget=0.8),
         make_config("dqn", budget=0.8, hyperparameters=REPLAY),
         make_config("qrdqn", joint=JOINT, hyperparameters={**REPLAY, "buffer_size": 160}),  # full before the end
     ],

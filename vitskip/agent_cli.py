@@ -15,7 +15,7 @@ from vitskip.agents.budget import calibrate, macs_fraction
 from vitskip.agents.distillation import DistillConfig
 from vitskip.agents.distillation import distill as distill_agent
 from vitskip.agents.image_runner import ImageRunner
-from vitskip.agents.run_directory import read, versions
+from vitskip.agents.run_directory import read, refuse_run, versions
 from vitskip.agents.training import CALIBRATION_IMAGES, TrainConfig
 from vitskip.agents.training import train as train_agent
 from vitskip.backbone import load_dataset
@@ -78,7 +78,7 @@ def train(
         overrides,
         env.changed(),
         budget=budget,
-        joint=joint_training if joint else None,
+        joint=_joint(joint, joint_training),
         curriculum=curriculum,
         upfront=upfront,
     )
@@ -101,14 +101,17 @@ def distill(
 
     Args:
         run: run directory of the teacher.
-        out: run directory to write.
+        out: run directory to write, a new one.
         config: how the planner learns.
         budget: mean share of the dense net's compute, corrected on validation images; the teacher's if not given. A
             teacher of several budgets is asked for this one.
         data_root: folder of the data set, if it is not where it was in training.
         json: also write the record here.
     """
+    refuse_run(out)
     record = read(run)
+    if "env" not in record.record.get("train", {}):
+        raise ValueError(f"run: expected one of `vitskip train`, which tells what it learnt on, got {run}")
     teacher = DynamicViT.load(run, budget=budget if record.budgets else None)
     env = record.record["train"]["env"]
     teacher_set, validation = (
@@ -161,7 +164,7 @@ def compare(
     base = TrainConfig(
         total_timesteps=total_timesteps,
         env=env.changed(),
-        joint=joint_training if joint else None,
+        joint=_joint(joint, joint_training),
         curriculum=curriculum,
         upfront=upfront,
     )
@@ -258,6 +261,12 @@ def _with_folder(path: Path) -> Path:
     """The same path; its folder is there now."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _joint(joint: bool, config: JointConfig) -> JointConfig | None:
+    if config != JointConfig() and not joint:
+        raise ValueError("joint: expected --joint beside options of joint training, got these alone")
+    return config if joint else None
 
 
 def _json_object(argument: str, text: str) -> dict[str, Any]:

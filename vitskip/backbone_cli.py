@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from vitskip.agents.run_directory import versions
+from vitskip.agents.run_directory import refuse_run, versions
 from vitskip.backbone import load_backbone, load_dataset
 from vitskip.backbone.backbones import build_backbone
 from vitskip.backbone.recipe import Recipe
@@ -77,6 +77,9 @@ def pretrain(
         device: where to train.
         json: also write the card here.
     """
+    refuse_run(out)
+    if start is not None and vit != NewViT():
+        raise ValueError(f"start: expected no architecture beside {start!r}, which has its own, got {vit}")
     train = load_dataset(dataset, "train", data_root)
     image_size, num_classes = train.images.shape[-1], len(train.classes)
     torch.manual_seed(recipe.seed)

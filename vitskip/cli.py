@@ -137,7 +137,7 @@ def main() -> None:
     commands = (download, pretrain, depth, train, distill, evaluate, benchmark, compare, report, sweep, demo)
     try:
         tyro.extras.subcommand_cli_from_dict({command.__name__: command for command in commands}, prog="vitskip")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
