@@ -1,7 +1,7 @@
 """Algorithms by name: Stable-Baselines3's, sb3-contrib's and ours, with defaults that work on twelve-step episodes."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
@@ -174,7 +174,7 @@ def make_agent(
     if algorithm.episodes_per_update is not None:
         length = episode_length(venv)
         arguments.setdefault("n_steps", algorithm.episodes_per_update * length)
-        if arguments["n_steps"] % length:
+        if arguments["n_steps"] < 1 or arguments["n_steps"] % length:
             raise ValueError(
                 f"n_steps: expected a multiple of the {length} steps of an episode, got {arguments['n_steps']}"
             )
@@ -197,16 +197,23 @@ def make_agent(
     return agent
 
 
-def check_hyperparameters(name: str, hyperparameters: Iterable[str]) -> None:
+def check_hyperparameters(name: str, hyperparameters: Mapping[str, Any]) -> None:
     """Refuse those that an algorithm does not take.
 
     Raises:
-        ValueError: with the nearest right name.
+        ValueError: with the nearest right name, or for a value that is no number where the default is one.
     """
-    valid = accepted_hyperparameters(ALGORITHMS[name].make)
-    for hyperparameter in hyperparameters:
+    valid, algorithm = accepted_hyperparameters(ALGORITHMS[name].make), ALGORITHMS[name]
+    numbers = {"n_steps", *(key for key, default in algorithm.hyperparameters.items() if _is_number(default))}
+    for hyperparameter, value in hyperparameters.items():
         if hyperparameter not in valid:
             raise unknown_name("hyperparameter", hyperparameter, valid)
+        if hyperparameter in numbers and not (_is_number(value) or callable(value)):
+            raise ValueError(f"{hyperparameter}: expected a number, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def accepted_hyperparameters(make: type[BaseAlgorithm]) -> set[str]:

@@ -96,7 +96,7 @@ class Checkpoint(BaseCallback):
             _fill(_replay_buffer(agent), parts["replay"], rest["replay_position"])
         agent._last_obs = _streams(agent).set_state(rest["streams"])  # pyright: ignore[reportAttributeAccessIssue] - declared narrower than what VecEnv gives
         agent._last_episode_starts = np.ones(self.core.num_envs, bool)
-        _set_random(agent, parts["random"], rest["random"])
+        set_random(agent, parts["random"], rest["random"])
         return agent.num_timesteps
 
     def finish(self) -> None:
@@ -114,7 +114,7 @@ class Checkpoint(BaseCallback):
             self._saved = now
 
     def _write(self, agent: BaseAlgorithm) -> None:
-        tensors, generators = _get_random(agent)
+        tensors, generators = get_random(agent)
         parts: dict[str, Mapping[str, Tensor]] = {
             "policy": agent.policy.state_dict(),
             "policy_optimizer": optimizer_tensors(agent.policy.optimizer),
@@ -153,7 +153,7 @@ def _fill(buffer: ReplayBuffer, kept: Mapping[str, Tensor], position: int) -> No
     buffer.pos, buffer.full = position, len(kept["rewards"]) == buffer.buffer_size
 
 
-def _get_random(agent: BaseAlgorithm) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def get_random(agent: BaseAlgorithm) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The generators that Stable-Baselines3 draws from: torch's as tensors, the others as JSON values."""
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -163,7 +163,8 @@ def _get_random(agent: BaseAlgorithm) -> tuple[dict[str, Tensor], dict[str, Any]
     return tensors, {"numpy": [name, np.asarray(keys).tolist(), *rest], "actions": exploration}
 
 
-def _set_random(agent: BaseAlgorithm, tensors: Mapping[str, Tensor], generators: Mapping[str, Any]) -> None:
+def set_random(agent: BaseAlgorithm, tensors: Mapping[str, Tensor], generators: Mapping[str, Any]) -> None:
+    """Give the generators back what `get_random` gave."""
     torch.set_rng_state(tensors["cpu"])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])

@@ -59,7 +59,7 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
         **common: of SB3's `OnPolicyAlgorithm`: `policy_kwargs`, `seed`, `device`, `tensorboard_log`, ...
 
     Raises:
-        ValueError: for another environment.
+        ValueError: for another environment, or rollouts that cut episodes.
     """
 
     def __init__(
@@ -77,6 +77,9 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
         native = getattr(env, "unwrapped", env)
         if not isinstance(native, SkipVecEnv):
             raise ValueError(f"env: expected one from make_sb3_env, whose episodes keep step, got {type(env).__name__}")
+        units = native.core.num_units
+        if isinstance(env.action_space, spaces.Discrete) and (n_steps < 1 or n_steps % units):
+            raise ValueError(f"n_steps: expected a multiple of the {units} steps of an episode, got {n_steps}")
         native.rows_per_image = rows_per_image
         discount = {"gamma": 1.0, "gae_lambda": 1.0, "vf_coef": 0.0, "use_sde": False, "sde_sample_freq": -1}
         super().__init__(

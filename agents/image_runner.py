@@ -17,7 +17,7 @@ class ImageRunner:
 
     Args:
         dataset: the split; its images are moved to each network's device.
-        batch_size: images at a time; results do not depend on it, up to rounding.
+        batch_size: images at a time; paths and answers do not depend on it, up to rounding.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int = 500) -> None:

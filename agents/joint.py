@@ -1,11 +1,14 @@
 """Joint training: between the agent's updates the ViT learns on the paths that the agent takes."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -93,3 +96,11 @@ class JointTraining(BaseCallback):
         generator = np.random.default_rng([self._seed, step])
         drawn = generator.choice(self.core.config.budgets or (0.0,), (images, 1))
         return torch.tensor(drawn, dtype=torch.float32, device=self.core.device)
+
+
+def check_rounds(agent: BaseAlgorithm, total_timesteps: int, config: JointConfig) -> None:
+    """Raise ValueError if an agent has fewer rollouts than the ViT shall have rounds, of which each follows one."""
+    if isinstance(agent, OnPolicyAlgorithm):  # of others a rollout is a few steps
+        rollouts = math.ceil(total_timesteps / (agent.n_steps * agent.n_envs))
+        if rollouts < config.rounds:
+            raise ValueError(f"rounds: expected at most {rollouts}, one after each rollout, got {config.rounds}")

@@ -26,7 +26,7 @@ from .checkpoint import Checkpoint, Resumable
 from .dynamic_vit import DynamicViT
 from .extraction import extract_planner
 from .image_runner import make_runner
-from .joint import JointTraining
+from .joint import JointTraining, check_rounds
 from .policy import Policy
 from .run_directory import check_settings, is_run, read
 
@@ -158,6 +158,8 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
     agent = make_agent(
         config.algorithm, venv, seed=config.seed, tensorboard_log=str(path / "tensorboard"), **config.hyperparameters
     )
+    if config.joint:
+        check_rounds(agent, config.total_timesteps, config.joint)
 
     def extract() -> Policy:
         if config.upfront:

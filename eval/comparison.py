@@ -5,7 +5,7 @@ validation part; the test part is touched once per cell, by `evaluate`.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..agents.backbone_tuner import JointConfig, tune_dense
 from ..agents.baselines import whole_network
 from ..agents.dynamic_vit import DynamicViT
-from ..agents.run_directory import check_settings, is_run, versions, write_json
+from ..agents.run_directory import Run, check_settings, is_run, read, versions, write_json
 from ..agents.training import TrainConfig, train
 from ..backbone import load_backbone, load_dataset
 from ..backbone.backbones import original_name
@@ -42,7 +42,8 @@ class Cell:
     @property
     def regime(self) -> str:
         """What is trained besides the agent, and how it decides."""
-        trained = "joint" if self.config.joint else "frozen"
+        tuned = self.tuned_backbone is not None
+        trained = "joint" if self.config.joint else "frozen" + " on a jointly trained net" * tuned
         up_front = f", up front after {self.config.upfront}" if self.config.upfront else ""
         return trained + up_front + (", one agent" if self.config.env_config.budgets else "")
 
@@ -52,13 +53,29 @@ class Cell:
         return self.folder / f"evaluation-{100 * self.budget:g}.json"
 
     @property
-    def dense_folder(self) -> Path:
-        """Where the full network is kept that was trained as long as a joint run trains its own."""
-        return self.folder.parent / f"dense-seed{self.config.seed}"
+    def tuned_backbone(self) -> Run | None:
+        """The joint run that made the backbone; None for any other backbone."""
+        path = Path(self.config.env_config.backbone)
+        run = read(path) if is_run(path) else None
+        return run if run and run.record.get("train", {}).get("joint") else None
 
-    def evaluation(self) -> dict[str, Any] | None:
-        """The finished cell's numbers; None if it is not finished."""
-        return json.loads(self.file.read_text()) if self.file.is_file() else None
+    @property
+    def dense_folder(self) -> Path | None:
+        """Where the full network is kept that was trained as long as a joint run trains its own.
+
+        The run is this one, or that which made the backbone; None if there is no such run.
+        """
+        if self.config.joint:
+            return self.folder.parent / f"dense-seed{self.config.seed}"
+        made = self.tuned_backbone
+        return made.path.parent / f"dense-seed{made.record['train'].get('seed')}" if made else None
+
+    def evaluation(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The finished cell's numbers; None if it is not finished, or was evaluated with other settings."""
+        if not self.file.is_file():
+            return None
+        known = json.loads(self.file.read_text())
+        return known if known.get("settings", settings) == settings else None
 
 
 def make_cells(
@@ -90,7 +107,7 @@ def make_cells(
 def compare(
     cells: Sequence[Cell], *, rivals: Sequence[str] = (), static_mask_images: int = 256, progress_bar: bool = True
 ) -> list[dict[str, Any]]:
-    """Train and evaluate what is missing.
+    """Train and evaluate what is missing; what was evaluated beside other rivals is evaluated again.
 
     Args:
         cells: from `make_cells`.
@@ -106,13 +123,13 @@ def compare(
     """
     for cell in cells:
         check_settings(cell.folder, cell.config.record)
-        if cell.config.joint:
-            check_settings(cell.dense_folder, {"joint": asdict(cell.config.joint.of_dense)})
+        _check_dense(cell)
+    settings = {"rivals": list(rivals), "static_mask_images": static_mask_images}
     opponents: dict[Path | None, Rivals] = {}
     references: dict[int, dict[str, Measurement]] = {}  # by seed
     evaluations = []
     for cell in tqdm(cells, desc="compare", unit="run", disable=None if progress_bar else True):
-        known = cell.evaluation()
+        known = cell.evaluation(settings)
         if known is None:
             net = _trained(cell, progress_bar)
             trained = cell.folder if cell.config.joint else None  # a frozen backbone is the same for all
@@ -128,6 +145,7 @@ def compare(
                 "budget": cell.budget,
                 "seed": cell.config.seed,
                 **found.summary(),
+                "settings": settings,
                 "versions": versions(),
             }
             write_json(cell.file, known)
@@ -153,8 +171,9 @@ def _opponents(cell: Cell, net: DynamicViT, names: Sequence[str], static_mask_im
 def _references(cell: Cell, progress_bar: bool) -> dict[str, Measurement]:
     """Dense networks on test that a cell's own full network is not: what it began with, and that tuned as long.
 
-    The former of a joint cell, and of one whose backbone merges tokens; the latter of a joint one, kept beside the
-    cells as a run directory that runs all.
+    The former of a joint cell, and of one whose backbone merges tokens or was trained jointly; the latter of a joint
+    one, kept beside the cells as a run directory that runs all. Of a backbone that was trained jointly it is the one
+    beside that run, left out if there is none.
     """
     config, env = cell.config, cell.config.env_config
     name = original_name(env.backbone)
@@ -163,18 +182,31 @@ def _references(cell: Cell, progress_bar: bool) -> dict[str, Measurement]:
     test = load_dataset(env.dataset, "test", env.data_root)
     whole = whole_network(load_backbone(name).to(env.device))
     found = {"original dense": measure(whole, test, description="original")}
-    if config.joint is not None:
-        if not is_run(cell.dense_folder):
-            _tune_dense(cell, config.joint, whole, name, progress_bar)
-        found["tuned dense"] = measure(DynamicViT.load(cell.dense_folder), test, description="tuned dense")
+    folder = cell.dense_folder
+    if folder and config.joint and not is_run(folder):
+        _tune_dense(cell, config.joint, whole, folder, progress_bar)
+    if folder and is_run(folder):
+        tuned = DynamicViT.load(folder, device=env.device)
+        found["tuned dense"] = measure(tuned, test, description="tuned dense")
     return found
 
 
-def _tune_dense(cell: Cell, joint: JointConfig, whole: DynamicViT, name: str, progress_bar: bool) -> None:
+def _check_dense(cell: Cell) -> None:
+    """Make sure that the dense network of a joint cell, if it is there, is the one that would be trained."""
+    joint, folder = cell.config.joint, cell.dense_folder
+    if not (joint and folder and is_run(folder)):
+        return
+    check_settings(folder, {"joint": asdict(joint.of_dense)})
+    name, known = original_name(cell.config.env_config.backbone), read(folder).backbone
+    if known != name:
+        raise ValueError(f"{folder}: expected {name} tuned, got {known}; choose another folder, or remove this one")
+
+
+def _tune_dense(cell: Cell, joint: JointConfig, whole: DynamicViT, folder: Path, progress_bar: bool) -> None:
     """Train a dense network as long as a joint run trains its own; `whole` is changed."""
-    dataset = cell.config.env_config.load_dataset("train").to(cell.config.env_config.device)
-    checkpoint = cell.dense_folder / "checkpoint.safetensors"
+    env = cell.config.env_config
+    dataset, checkpoint = env.load_dataset("train").to(env.device), folder / "checkpoint.safetensors"
     tune_dense(whole.backbone, dataset, joint.of_dense, checkpoint, seed=cell.config.seed, progress_bar=progress_bar)
     record = {"train": {"joint": asdict(joint.of_dense), "seed": cell.config.seed}}
-    whole.save(cell.dense_folder, backbone_name=name, record=record)
+    whole.save(folder, backbone_name=original_name(env.backbone), record=record)
     checkpoint.unlink()

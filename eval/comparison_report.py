@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .figures import Point
 from .frontier import hypervolume
 from .grid import Grid
-from .statistics import bootstrap_interval
+from .statistics import mean_interval
 
 OFF_BUDGET = 0.02  # share of the dense compute by which a network may miss a budget before its cell says so
 MANY_SEEDS = 3  # of which an interval of their mean tells something
@@ -48,6 +49,20 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
     return by_seed if path.is_dir() else found
 
 
+def by_regime(evaluations: Evaluations) -> Evaluations:
+    """The same; an algorithm that comes in several regimes has each of them in its name."""
+    regimes: dict[str, set[str]] = {}
+    for evaluation in evaluations:
+        regimes.setdefault(evaluation["algorithm"], set()).add(evaluation["regime"])
+    several = {algorithm for algorithm, found in regimes.items() if len(found) > 1}
+    return [
+        {**evaluation, "algorithm": f"{evaluation['algorithm']} ({evaluation['regime']})"}
+        if evaluation["algorithm"] in several
+        else evaluation
+        for evaluation in evaluations
+    ]
+
+
 def accuracy_grid(evaluations: Evaluations) -> Grid:
     """Test accuracy of each algorithm and baseline at each budget: mean over seeds, 95% interval of many.
 
@@ -56,6 +71,7 @@ def accuracy_grid(evaluations: Evaluations) -> Grid:
     Where each algorithm has trained a net of its own, a column tells what all blocks of that reach, and a baseline is
     the mean over those nets.
     """
+    evaluations = by_regime(evaluations)
     budgets, regimes = _budgets(evaluations), dict.fromkeys(evaluation["regime"] for evaluation in evaluations)
     full = "; ".join(f"{name} {100 * accuracy:.2f}" for name, accuracy in _full_networks(evaluations).items())
     joint = any(regime.startswith("joint") for regime in regimes)
@@ -83,6 +99,7 @@ def difference_grid(evaluations: Evaluations) -> Grid:
     Means over seeds with their 95% interval where there are at least `MANY_SEEDS`; fewer have a line each, with the
     interval of the paired test on the test images.
     """
+    evaluations = by_regime(evaluations)
     budgets = _budgets(evaluations)
     lines = []
     for algorithm in dict.fromkeys(evaluation["algorithm"] for evaluation in evaluations):
@@ -122,8 +139,9 @@ def _difference(tests: Sequence[dict[str, float]]) -> str:
     if not tests:
         return "-"
     values = np.array([test["difference"] for test in tests])
-    one = tests[0]["low"], tests[0]["high"]
-    low, high = one if len(tests) == 1 else bootstrap_interval(values)
+    if 1 < len(tests) < MANY_SEEDS:  # of a comparison that is not finished
+        return f"{100 * values.mean():+.2f}"
+    low, high = (tests[0]["low"], tests[0]["high"]) if len(tests) == 1 else mean_interval(values)
     return f"{100 * values.mean():+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
 
 
@@ -136,7 +154,7 @@ def _full_networks(evaluations: Evaluations) -> dict[str, float]:
 
 def frontiers(evaluations: Evaluations) -> dict[str, list[Point]]:
     """(MACs fraction, test accuracy) at each budget, means over seeds, of all networks but the oracle, and of dense."""
-    points = {}
+    evaluations, points = by_regime(evaluations), {}
     for name, rows in _series(evaluations).items():
         by_budget = [_at(budget, rows) for budget in _budgets(evaluations)]
         if "oracle" not in name:
@@ -177,9 +195,17 @@ def _signs(evaluation: dict[str, Any]) -> set[str]:
 
 
 def _own_full_net(rows: Sequence[dict[str, Any]]) -> str:
-    """Mean over seeds of what all blocks of an algorithm's own net reach; baselines have none."""
-    by_seed = {row["seed"]: row["full"] for row in rows if "full" in row}
-    return f"{100 * np.mean(list(by_seed.values())):.2f}" if by_seed else "-"
+    """What all blocks of an algorithm's own nets reach, in the mean; baselines have none."""
+    full = _by_seed([row for row in rows if "full" in row], "full")
+    return f"{100 * full.mean():.2f}" if len(full) else "-"
+
+
+def _by_seed(rows: Sequence[dict[str, Any]], key: str) -> NDArray[np.float64]:
+    """Mean of a number over the rows of each seed."""
+    values: dict[int, list[float]] = {}
+    for row in rows:
+        values.setdefault(row["seed"], []).append(row[key])
+    return np.array([np.mean(of_seed) for of_seed in values.values()], np.float64)
 
 
 def _cell(rows: Sequence[dict[str, Any]]) -> str:
@@ -187,13 +213,12 @@ def _cell(rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return "-"
     rows = [row for row in rows if row.get("held", True)] or rows
-    by_seed: dict[int, list[float]] = {}
-    for row in rows:
-        by_seed.setdefault(row["seed"], []).append(row["accuracy"])
-    values = np.array([np.mean(accuracies) for accuracies in by_seed.values()])
+    values = _by_seed(rows, "accuracy")
     signs = "".join(sorted(set.intersection(*(row.get("signs", set()) for row in rows))))
-    low, high = bootstrap_interval(values)
-    interval = f" [{100 * low:.2f}, {100 * high:.2f}]" if len(values) >= MANY_SEEDS else ""
+    interval = ""
+    if len(values) >= MANY_SEEDS:
+        low, high = mean_interval(values)
+        interval = f" [{100 * low:.2f}, {100 * high:.2f}]"
     spent = np.mean([row["macs_fraction"] for row in rows])
     exceeded = f" ({100 * spent:.0f}%)" if spent - rows[0]["budget"] > OFF_BUDGET else ""
     return f"{100 * values.mean():.2f}{interval}{exceeded}{' ' * bool(signs)}{signs}"

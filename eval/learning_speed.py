@@ -26,6 +26,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from tqdm import tqdm
 
 from ..agents.algorithms import make_agent
+from ..agents.checkpoint import get_random, set_random
 from ..agents.run_directory import versions, write_json
 from ..backbone.datasets import validation_splits
 from ..envs import EnvConfig, SkipCore, SkipVectorEnv, make_sb3_env
@@ -114,19 +115,19 @@ class Contestant:
 
     def __post_init__(self) -> None:
         _, self._callback = self.agent._setup_learn(self.total_timesteps)
-        self._random_state = torch.get_rng_state()
+        self._random = get_random(self.agent)
 
     def learn_once(self, judge: Callable[[OnPolicyAlgorithm], float] | None) -> None:
         """One rollout and one update, as in SB3's `learn`, timed apart; then perhaps a look at held-out images."""
         agent, clock = self.agent, self.venv.clock
         assert agent.env is not None
-        torch.set_rng_state(self._random_state)
+        set_random(agent, *self._random)
         with clock("rollout"):
             agent.collect_rollouts(agent.env, self._callback, agent.rollout_buffer, agent.n_steps)
         agent._update_current_progress_remaining(agent.num_timesteps, self.total_timesteps)
         with clock("update"):
             agent.train()
-        self._random_state = torch.get_rng_state()
+        self._random = get_random(agent)
         environment = clock.seconds["environment"]
         times = (environment, clock.seconds["rollout"] - environment, clock.seconds["update"])
         held_out = judge(agent) if judge else np.nan
@@ -134,7 +135,7 @@ class Contestant:
 
     def summary(self, goal: float) -> dict[str, Any]:
         """JSON values: microseconds per step of each part, in all and in the last tenth; seconds to the goal."""
-        last, late = self.moments[-1], self.moments[len(self.moments) * 9 // 10 - 1]
+        last, late = self.moments[-1], self._before_the_last_tenth()
         steps, late_steps = last.timesteps, last.timesteps - late.timesteps
         cache = self.venv.core.prefix_cache
         return {
@@ -146,6 +147,11 @@ class Contestant:
             "known": cache.hits / cache.visits if cache else None,
             "megabytes": cache.nbytes / 1e6 if cache else None,
         }
+
+    def _before_the_last_tenth(self) -> Moment:
+        """The start where there is a single rollout."""
+        before = self.moments[: len(self.moments) * 9 // 10]
+        return before[-1] if before else Moment(0, dict.fromkeys(PARTS, 0.0), np.nan)
 
 
 def seconds_to(moments: Sequence[Moment], goal: float) -> float | None:

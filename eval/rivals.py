@@ -95,8 +95,8 @@ class Rivals:
 
     def random(self, macs: float) -> Measurement:
         """Unit 0, and the others at the rate that costs `macs` on average: a mixture of two rates a twentieth apart."""
-        fixed = self._macs.total - self._unit_macs[1:].sum()
-        rate = float(np.clip((macs - fixed) / self._unit_macs[1:].sum(), 0, 1))
+        drawn = self._unit_macs[1:].sum()
+        rate = float(np.clip((macs - self._macs.total + drawn) / drawn, 0, 1)) if drawn else 1.0
         low, high = (self._random_at(step / RATES) for step in (int(rate * RATES), math.ceil(rate * RATES)))
         return mix(low, high, macs)
 

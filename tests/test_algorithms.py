@@ -15,6 +15,7 @@ from toys import DEPTH, TINY
 from vitskip.agents import make_agent
 from vitskip.agents.algorithms import ALGORITHMS
 from vitskip.agents.extraction import extract_actor
+from vitskip.agents.reinforce import Reinforce
 from vitskip.envs import SkipVecEnv, make_sb3_env
 
 NAMES = pytest.mark.parametrize("name", ["a2c", "ppo"])
@@ -209,3 +210,8 @@ def test_another_algorithm_of_stable_baselines3_just_runs() -> None:
     assert agent.replay_buffer.dones[:32].sum() == 32 and agent.replay_buffer.dones[3].all()
     actions, _ = agent.predict(venv.reset(), deterministic=True)
     assert set(actions.tolist()) <= {0, 1}
+
+
+def test_episodes_are_not_cut_where_the_class_is_used_directly(venv: SkipVecEnv) -> None:
+    with pytest.raises(ValueError, match="n_steps: expected a multiple of the 4 steps of an episode, got 6"):
+        Reinforce("MlpPolicy", venv, n_steps=6)

@@ -68,6 +68,21 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no comparison": (["report", "RUN2"], "RUN2"),
     "no cells": (["report", "RUN"], "expected a folder of `vitskip compare` with finished cells, or its JSON file"),
     "sweep": (["sweep", "RUN2", *TINY, "--vary", '{"gama": [1]}'], "unknown hyperparameter 'gama'"),
+    "n_steps 0": (["train", "RUN2", *TINY, "--hyperparameters", '{"n_steps": 0}'], "n_steps: expected a multiple"),
+    "no number": (["train", "RUN2", *TINY, "--hyperparameters", '{"gamma": "x"}'], "gamma: expected a number, got 'x'"),
+    "no such device": (["train", "RUN2", *TINY, "--device", "meta"], "device: expected one that works here"),
+    "another run": (["train", "RUN", *TINY, "--seed", "4"], "expected a run with"),
+    "over a run": (["distill", "RUN", "RUN"], "out: expected a folder without a run"),
+    "weights over a run": (["pretrain", "--out", "RUN"], "out: expected a folder without a run"),
+    "not joint": (["train", "RUN2", *TINY, "--joint.rounds", "2"], "joint: expected --joint beside options of joint"),
+    "architecture": (
+        ["pretrain", "--out", "RUN2", "--start", "tiny-vit4", "--depth", "3"],
+        "start: expected no architecture beside 'tiny-vit4'",
+    ),
+    "rounds": (
+        ["train", "RUN2", *TINY, "--num-envs", "8", "--total-timesteps", "64", "--joint", "--joint.batch-size", "16"],
+        "rounds: expected at most",
+    ),
     "demo": (["demo", "--out", "RUN2", "--scale", "0"], "scale: expected more than 0, got 0.0"),
 }
 
@@ -107,6 +122,7 @@ def finished(folder: Path) -> dict[str, Finished]:
     """All command lines, one after the other in one subprocess."""
     small = ["--embed-dim", "8", "--depth", "2", "--patch-size", "16", "--epochs", "1", "--dataset", "small-digits"]
     timesteps = ["--num-envs", "8", "--total-timesteps", "128", "--hyperparameters", BATCH]
+    rounds = ["--joint.rounds", "2", "--joint.batch-size", "16"]
     sizes = ["--batch-sizes", "1", "4", "--seconds", "0.01"]
     lines = {
         "version": ["--version"],
@@ -117,7 +133,7 @@ def finished(folder: Path) -> dict[str, Finished]:
         "evaluate on validation": ["evaluate", "RUN", "--part", "validation", *NO_MASKS, "--json", "validation.json"],
         "evaluate without masks": ["evaluate", "RUN", *NO_MASKS],
         "evaluate beside others": ["evaluate", "RUN", "--rival", "tiny-vit4", "tiny-vit4", *NO_MASKS],
-        "train jointly": ["train", "JOINT", *TINY, *timesteps, "--joint", "--joint.batch-size", "16"],
+        "train jointly": ["train", "JOINT", *TINY, *timesteps, "--joint", *rounds],
         "evaluate joint": ["evaluate", "JOINT", *NO_MASKS, "--json", "joint.json"],
         "benchmark": ["benchmark", "RUN", *sizes, "--rival", "tiny-vit4", "--json", "benchmark.json"],
         "benchmark adapted": ["benchmark", "RUN", *sizes, "--adapt", "--json", "adapted.json"],

@@ -23,7 +23,7 @@ from vitskip.eval import comparison
 from vitskip.eval.comparison import compare, make_cells
 from vitskip.eval.comparison_report import accuracy_grid, difference_grid, frontiers, read_evaluations
 from vitskip.eval.grid import Grid
-from vitskip.eval.statistics import bootstrap_interval
+from vitskip.eval.statistics import mean_interval
 
 BASE = TrainConfig(total_timesteps=16 * DEPTH, num_envs=16, env={**TINY})
 
@@ -242,11 +242,11 @@ def test_differences_have_the_interval_of_the_images_or_of_the_seeds(evaluations
     ]
     third = {**evaluations[0], "seed": 2}
     many = [*evaluations, third]
-    assert accuracy_grid(many).rows[0][1:3] == ["76.67 [70.00, 80.00]", "85.00 =>"]
+    assert accuracy_grid(many).rows[0][1:3] == ["76.67 [62.32, 91.01]", "85.00 =>"]
     grid = difference_grid(many)
     assert grid.rows[:2] == [
-        ["ppo - dense", "-13.33 [-20.00, -10.00]", "-5.00 [-20.00, +10.00]"],
-        ["ppo - first k", "+26.67 [+20.00, +30.00]", "+35.00 [+10.00, +50.00]"],
+        ["ppo - dense", "-13.33 [-27.68, +1.01]", "-5.00 [-20.00, +10.00]"],
+        ["ppo - first k", "+26.67 [+12.32, +41.01]", "+35.00 [+10.00, +50.00]"],
     ]
 
 
@@ -291,7 +291,58 @@ def test_what_is_no_comparison_is_refused(tmp_path: Path, content: str, message:
 
 
 def test_the_interval_of_a_mean_of_runs() -> None:
-    values = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
-    low, high = bootstrap_interval(values)
-    assert 1.5 < low < 2.2 and 3.8 < high < 4.5
-    assert bootstrap_interval(np.array([2.0, 2.0])) == (2.0, 2.0)
+    """Of three runs it holds the mean as often as it says, where their least and largest would at 75%."""
+    runs = np.random.default_rng(0).normal(size=(4_000, 3))
+    holds = [low < 0 < high for low, high in map(mean_interval, runs)]
+    assert np.mean(holds) == pytest.approx(0.95, abs=0.01)
+    assert mean_interval(np.array([2.0, 2.0])) == (2.0, 2.0)
+    with pytest.raises(ValueError, match="values: expected at least 2, got 1"):
+        mean_interval(np.array([2.0]))
+
+
+def test_what_was_evaluated_beside_other_rivals_is_evaluated_again(tmp_path: Path) -> None:
+    cells = make_cells(BASE, tmp_path, ["a2c"], [0.8], [0])
+    assert "best static mask" not in compare(cells, static_mask_images=0, progress_bar=False)[0]["rivals"]
+    again = compare(cells, rivals=["tiny-vit4"], static_mask_images=8, progress_bar=False)[0]["rivals"]
+    assert {"best static mask", "other nets"} <= set(again)
+    with pytest.raises(ValueError, match="unknown backbone 'tiny-vit5'"):
+        compare(cells, rivals=["tiny-vit5"], progress_bar=False)
+
+
+def test_an_agent_on_a_jointly_trained_net_meets_the_dense_net_tuned_as_long(tmp_path: Path) -> None:
+    joint = JointConfig(rounds=1, steps=2, batch_size=16, augmentation="none")
+    first = make_cells(replace(BASE, joint=joint), tmp_path / "joint", ["a2c"], [0.8], [3])
+    tuned = compare(first, static_mask_images=0, progress_bar=False)[0]["references"]["tuned dense"]
+    base = replace(BASE, env={**TINY, "backbone": str(first[0].folder)})
+    cells = make_cells(base, tmp_path / "again", ["a2c"], [0.8], [0])
+    assert cells[0].regime == "frozen on a jointly trained net"
+    found = compare(cells, static_mask_images=0, progress_bar=False)[0]
+    assert found["references"]["tuned dense"] == tuned
+    assert set(found["no_worse_by_half_a_point"]) == {"dense", "original dense", "tuned dense"}
+
+
+def test_a_dense_net_of_another_backbone_is_refused(tmp_path: Path) -> None:
+    joint = JointConfig(rounds=1, steps=2, batch_size=16, augmentation="none")
+    compare(make_cells(replace(BASE, joint=joint), tmp_path, ["a2c"], [0.8], [0]), progress_bar=False)
+    run = tmp_path / "dense-seed0" / "run.json"
+    run.write_text(run.read_text().replace('"backbone": "tiny-vit4"', '"backbone": "another"'))
+    cells = make_cells(replace(BASE, joint=joint), tmp_path, ["reinforce"], [0.8], [0])
+    with pytest.raises(ValueError, match="dense-seed0: expected tiny-vit4 tuned, got another"):
+        compare(cells, progress_bar=False)
+
+
+def test_regimes_of_an_algorithm_have_rows_of_their_own(tmp_path: Path) -> None:
+    cells = make_cells(BASE, tmp_path, ["a2c"], [0.8], [0])
+    frozen = compare(cells, static_mask_images=0, progress_bar=False)[0]
+    other = {**frozen, "regime": "joint", "net": {**frozen["net"], "accuracy": 0.25}, "dense": {"accuracy": 0.5}}
+    rows = [row[:2] for row in accuracy_grid([frozen, other]).rows]
+    assert [f"{100 * frozen['net']['accuracy']:.2f}", "25.00"] == [cell.split()[0] for _, cell in rows[:2]]
+    assert [name for name, _ in rows[:2]] == ["a2c (frozen)", "a2c (joint)"]
+    assert {"a2c (frozen)", "a2c (joint)"} <= set(frontiers([frozen, other]))
+
+
+def test_own_full_nets_of_several_budgets_are_averaged(tmp_path: Path) -> None:
+    cells = make_cells(BASE, tmp_path, ["a2c"], [0.8], [0])
+    one = {**compare(cells, static_mask_images=0, progress_bar=False)[0], "regime": "joint", "dense": {"accuracy": 0.5}}
+    grid = accuracy_grid([one, {**one, "budget": 0.9, "dense": {"accuracy": 0.6}}])
+    assert dict(zip(grid.headings, grid.rows[0], strict=True))["own full net"] == "55.00"

@@ -14,6 +14,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 from toys import DEPTH, SIZE, TINY, assert_same
 
 import vitskip  # noqa: F401 - registers the id
+from vitskip.envs import make_sb3_env
 from vitskip.envs.viewer import HEIGHT, WIDTH
 
 KINDS = [
@@ -163,6 +164,17 @@ def test_images_are_drawn_from_np_random() -> None:
 def test_sequential_order_goes_through_the_split() -> None:
     env = make(order="sequential")
     assert [env.reset()[1]["index"] for _ in range(SIZE + 2)] == [*range(SIZE), 0, 1]
+
+
+def test_the_sequence_skips_no_image_where_rows_share_one() -> None:
+    venv = make_sb3_env(num_envs=6, order="sequential", **TINY)
+    venv.rows_per_image = 3
+    venv.reset()
+    seen = [venv.core.image_index.tolist()]
+    for _ in range(3 * DEPTH):
+        venv.step(np.zeros(6, np.int64))
+        seen.append(venv.core.image_index.tolist())
+    assert seen[::DEPTH] == [[2 * n] * 3 + [2 * n + 1] * 3 for n in range(4)]
 
 
 def test_a_seed_begins_the_sequence_anew() -> None:

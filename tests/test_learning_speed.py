@@ -58,6 +58,22 @@ def test_a_cache_changes_the_time_and_nothing_else() -> None:
     assert 0 < cached["known"] < 1
 
 
+def test_equal_contestants_draw_the_same_random_numbers() -> None:
+    """PPO shuffles its minibatches by NumPy's global generator."""
+    entries = [contestant("ppo"), contestant("ppo")]
+    for entry in entries:
+        vars(entry.agent)["batch_size"] = 16
+    race(entries, make_judge(CONFIG), "race")
+    states = zip(*(entry.agent.policy.state_dict().values() for entry in entries), strict=True)
+    assert all(torch.equal(one, other) for one, other in states)
+
+
+def test_a_single_rollout_has_a_last_tenth() -> None:
+    entry = contestant("a2c")
+    entry.learn_once(None)
+    assert entry.summary(goal=0.0)["late_us"] == entry.summary(goal=0.0)["us"]
+
+
 def test_the_parts_are_all_of_it() -> None:
     entry = contestant("reinforce")
     start = time.perf_counter()

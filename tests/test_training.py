@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import DEPTH, MERGING, TINY
 
-from vitskip.agents import DynamicViT, train
+from vitskip.agents import DynamicViT, train, training
 from vitskip.agents.algorithms import ALGORITHMS
 from vitskip.agents.callbacks import draw_skip_map
 from vitskip.agents.training import TrainConfig, TrainResult
@@ -134,6 +134,18 @@ def test_the_seed_decides_everything(result: TrainResult, tmp_path: Path) -> Non
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert any(not torch.equal(first[name], different[name]) for name in first)
     assert again.curve == result.curve != other.curve
+
+
+def test_a_finished_run_is_read_and_never_written_over(result: TrainResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {file.name: file.read_bytes() for file in result.path.glob("*.*")}
+    monkeypatch.setattr(training, "make_agent", None)
+    again = train(CONFIG, result.path, progress_bar=False)
+    images = load_dataset("tiny-digits", "test").images
+    assert torch.equal(again.net(images), result.net(images))
+    assert (again.curve, again.seconds) == (result.curve, result.seconds)
+    with pytest.raises(ValueError, match="expected a run with seed 6, got 5; choose another folder, or remove this"):
+        train(replace(CONFIG, seed=6), result.path, progress_bar=False)
+    assert {file.name: file.read_bytes() for file in result.path.glob("*.*")} == before
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from vitskip.backbone.datasets import validation_splits
 from vitskip.envs import EnvConfig
 from vitskip.eval.comparison import compare as compare_cells
 from vitskip.eval.comparison import make_cells
-from vitskip.eval.comparison_report import accuracy_grid, difference_grid, frontiers, read_evaluations
+from vitskip.eval.comparison_report import accuracy_grid, by_regime, difference_grid, frontiers, read_evaluations
 from vitskip.eval.figures import draw_accuracy_over_compute, draw_speed_ups
 from vitskip.eval.grid import Grid
 from vitskip.eval.sweep import make_trials, sweep_grid
@@ -245,7 +245,8 @@ def _show(evaluations: Sequence[dict[str, Any]], figure: Path | None) -> tuple[G
     grids = accuracy_grid(evaluations), difference_grid(evaluations)
     _print(grids)
     if figure is not None:
-        points, algorithms = frontiers(evaluations), {evaluation["algorithm"] for evaluation in evaluations}
+        points = frontiers(evaluations)
+        algorithms = {evaluation["algorithm"] for evaluation in by_regime(evaluations)}
         draw_accuracy_over_compute(
             points, _with_folder(figure), lines=[name for name in points if name not in algorithms]
         )
