@@ -23,6 +23,9 @@ Output = Literal["numpy", "torch"]
 class SkipVectorEnv(gym.vector.VectorEnv[Any, Any, Any], EzPickle):
     """B images side by side; sub-environment i equals `SkipEnv` seeded with seed + i.
 
+    With `order="sequential"` together they go through the split once: sub-environment i takes every B-th image, from
+    image i on.
+
     Actions are integers [B], observations float32 [B, O], rewards float64 [B], terminated and truncated bool [B].
     Infos have Gymnasium's vector form, an array per key and a mask `_key`; with SAME_STEP autoreset the last
     observation and info of an episode stand in `final_obs` and `final_info`. With `output="torch"` actions may be
