@@ -259,6 +259,12 @@ def test_no_more_compute_than_pays_on_validation(net: DynamicViT, validation: Da
     assert (best.keep_mask == keep_mask[1]).all()
 
 
+def test_a_net_of_one_block_is_skipped_at_random_nowhere(validation: Dataset, test_part: Dataset) -> None:
+    vit = ViT(image_size=32, num_classes=10, embed_dim=8, depth=1, num_heads=2, mlp_ratio=1.0, patch_size=16).eval()
+    net = baselines.whole_network(vit)
+    assert Rivals(net, validation, test_part).random(vit.macs.total).keep_mask.all()
+
+
 def test_half_blocks_have_static_masks(validation: Dataset, test_part: Dataset, masks: StaticMasks) -> None:
     half = make_net("early-exit", "half")
     target = 0.7 * half.backbone.macs.total

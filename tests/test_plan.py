@@ -69,6 +69,18 @@ def test_the_batch_equals_the_single_environment(action_unit: str, look_after: i
         expected = np.stack([env.reset()[0] for env in singles])
 
 
+def test_a_step_is_paid_for_at_the_cost_weight_of_its_time() -> None:
+    """The first blocks ran before, when the weight may have been another one."""
+    venv = PlanVecEnv(make_sb3_env(num_envs=3, seed=5, **ENV), 1)
+    venv.reset()
+    venv.core.cost_weight[:] = 2.0
+    plans = np.zeros((3, DEPTH), np.int64)
+    _, rewards, _, infos = venv.step(plans)
+    correct = np.array([info["is_success"] for info in infos])
+    np.testing.assert_allclose(rewards, correct - 2.0 * venv.core.cost_share[0], atol=1e-6)
+    np.testing.assert_allclose([info["episode"]["r"] for info in infos], rewards, atol=1e-5)
+
+
 def test_plans_that_are_none_are_refused() -> None:
     env = make_plan_env(**ENV)
     env.reset(seed=0)

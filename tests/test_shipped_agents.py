@@ -26,6 +26,8 @@ def test_a_run_is_made_small(tmp_path: Path) -> None:
     budgets = (0.65, 0.95)
     config = TrainConfig("a2c", 16 * DEPTH, num_envs=16, env={**TINY, "budgets": budgets, "data_root": None})
     train(config, tmp_path / "run", progress_bar=False)
+    with pytest.raises(ValueError, match="out: expected another folder than that of the run, got"):
+        ship(tmp_path / "run", tmp_path / "small" / ".." / "run")
     ship(tmp_path / "run", tmp_path / "small", budgets=(0.65, 0.8))
     sizes = [(tmp_path / name / "backbone.safetensors").stat().st_size for name in ("run", "small")]
     assert sizes[1] < 0.7 * sizes[0]

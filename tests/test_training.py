@@ -148,6 +148,14 @@ def test_a_finished_run_is_read_and_never_written_over(result: TrainResult, monk
     assert {file.name: file.read_bytes() for file in result.path.glob("*.*")} == before
 
 
+def test_a_planner_taught_by_such_a_run_is_not_that_run(result: TrainResult, tmp_path: Path) -> None:
+    description = json.loads((result.path / "run.json").read_text())
+    description["record"]["distilled_from"] = "teacher"
+    (tmp_path / "run.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="expected a run that was trained, got a planner taught by teacher"):
+        train(CONFIG, tmp_path, progress_bar=False)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
