@@ -8,7 +8,7 @@ distillation, Yu and Huang, 2019).
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ def pretrain(
     recipe: Recipe,
     *,
     folder: Path | None = None,
+    about: Mapping[str, Any] | None = None,
     checkpoint_seconds: float = 60.0,
     progress_bar: bool = True,
 ) -> PretrainResult:
@@ -67,6 +68,7 @@ def pretrain(
         train: training images.
         recipe: how.
         folder: for the checkpoint, from which a run that was stopped goes on exactly, and TensorBoard events.
+        about: further JSON values that say which run this is, e.g. the architecture; a checkpoint of others is refused.
         checkpoint_seconds: wall time between checkpoints.
         progress_bar: show one.
 
@@ -79,7 +81,8 @@ def pretrain(
         batches = make_batches(vit, train, recipe, here)
         vit.to(here.device).train()
         state = begin(vit, recipe)
-        identity = {**asdict(recipe), "images": len(train), "parameters": sum(p.numel() for p in vit.parameters())}
+        sizes = {"images": len(train), "parameters": sum(p.numel() for p in vit.parameters())}
+        identity = {**asdict(recipe), **sizes, **(about or {})}
         checkpoint = folder / "checkpoint.safetensors" if folder else None
         if checkpoint and checkpoint.exists():
             state.load(checkpoint, identity)

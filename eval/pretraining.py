@@ -41,7 +41,8 @@ def pretrain_and_measure(
     Returns:
         The card's JSON values and the measurement behind it; None in all processes of `torchrun` but the first.
     """
-    result = pretrain(backbone, load_dataset(dataset, "train", data_root), recipe, folder=out)
+    about = {"architecture": architecture, "dataset": dataset}
+    result = pretrain(backbone, load_dataset(dataset, "train", data_root), recipe, folder=out, about=about)
     if int(os.environ.get("RANK", "0")):
         return None
     save_weights(out / "weights.safetensors", backbone, torch.float16)

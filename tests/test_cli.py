@@ -35,6 +35,7 @@ COMMANDS = (
 TINY = ["--backbone", "tiny-vit4", "--dataset", "tiny-digits"]
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 BATCH = '{"batch_size": 64}'
+SMALL = ["--embed-dim", "8", "--depth", "2", "--patch-size", "16", "--epochs", "1", "--dataset", "small-digits"]
 NO_MASKS = ["--static-mask-images", "0"]
 
 # name: arguments, and what the message must say. RUN, FILE and BROKEN stand for paths.
@@ -74,6 +75,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "another run": (["train", "RUN", *TINY, "--seed", "4"], "expected a run with"),
     "over a run": (["distill", "RUN", "RUN"], "out: expected a folder without a run"),
     "weights over a run": (["pretrain", "--out", "RUN"], "out: expected a folder without a run"),
+    "other heads": (["pretrain", "--out", "small", *SMALL, "--num-heads", "4"], "was made with other architecture"),
     "not joint": (["train", "RUN2", *TINY, "--joint.rounds", "2"], "joint: expected --joint beside options of joint"),
     "architecture": (
         ["pretrain", "--out", "RUN2", "--start", "tiny-vit4", "--depth", "3"],
@@ -120,7 +122,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> dict[str, Finished]:
     """All command lines, one after the other in one subprocess."""
-    small = ["--embed-dim", "8", "--depth", "2", "--patch-size", "16", "--epochs", "1", "--dataset", "small-digits"]
     timesteps = ["--num-envs", "8", "--total-timesteps", "128", "--hyperparameters", BATCH]
     rounds = ["--joint.rounds", "2", "--joint.batch-size", "16"]
     sizes = ["--batch-sizes", "1", "4", "--seconds", "0.01"]
@@ -138,8 +139,8 @@ def finished(folder: Path) -> dict[str, Finished]:
         "benchmark": ["benchmark", "RUN", *sizes, "--rival", "tiny-vit4", "--json", "benchmark.json"],
         "benchmark adapted": ["benchmark", "RUN", *sizes, "--adapt", "--json", "adapted.json"],
         "report": ["report", "benchmark.json", "adapted.json", "--out", "speed.md"],
-        "pretrain": ["pretrain", "--out", "small", *small, "--json", "pretrain.json"],
-        "fine-tune": ["pretrain", "--out", "tuned", "--start", "small", *small[-4:], "--skip", "half"],
+        "pretrain": ["pretrain", "--out", "small", *SMALL, "--json", "pretrain.json"],
+        "fine-tune": ["pretrain", "--out", "tuned", "--start", "small", *SMALL[-4:], "--skip", "half"],
         "depth of a folder": ["depth", "--backbone", "tuned", "--dataset", "small-digits"],
         "depth": ["depth", *TINY, "--split", "validation", "--json", "depth.json"],
         **{f"wrong {name}": arguments for name, (arguments, _) in WRONG.items()},
