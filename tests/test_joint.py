@@ -127,6 +127,26 @@ def test_paths_are_drawn_where_actions_are(
     assert seen == [draws] * 2
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [
+        ("a2c", {"budget": 0.8}),
+        ("a2c", {"budget": 0.8, "upfront": 1}),
+        ("a2c", {"joint": JOINT}),
+        ("gumbel", {"budget": 0.8}),
+    ],
+)
+def test_training_on_a_gpu(tmp_path: Path, algorithm: str, options: dict) -> None:
+    """The backbone is there, the agent on the CPU; what is learnt runs on both."""
+    config = TrainConfig(algorithm, 16 * DEPTH * 4, 0, 16, env={**TINY, "device": "cuda"}, **options)
+    net = train(config, tmp_path, progress_bar=False).net
+    assert {tensor.device.type for tensor in (*net.parameters(), *net.buffers())} == {"cuda"}
+    images = load_dataset("tiny-digits", "test").images
+    here = DynamicViT.load(tmp_path)(images)
+    torch.testing.assert_close(net(images.cuda()).cpu(), here, rtol=1e-3, atol=1e-3)
+
+
 def test_plans_are_drawn_too() -> None:
     layout = ObservationLayout.of(load_backbone("tiny-vit4"), "belief", "block")
     policy, observation = Policy("plan", layout, widths=[8]), torch.zeros(64, layout.size)
