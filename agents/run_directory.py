@@ -155,7 +155,7 @@ def refuse_run(path: Path) -> None:
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Make sure that a finished run is the one that these settings would train; its data may have moved.
+    """Make sure that a finished run is the one that these settings would train; data and device may be others.
 
     Args:
         path: the folder; if there is no run yet, all is well.
@@ -179,11 +179,11 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _comparable(value: Any) -> Any:
-    """A setting; the environment's without its data's place, and with defaults for arguments that came after a run."""
+    """A setting; the environment's without where it runs, and with defaults for arguments that came after a run."""
     if not isinstance(value, dict) or "data_root" not in value:
         return value
     filled = json.loads(json.dumps(asdict(EnvConfig()))) | value
-    return {key: item for key, item in filled.items() if key != "data_root"}
+    return {key: item for key, item in filled.items() if key not in ("data_root", "device")}
 
 
 def _find(path: Path) -> Path:
@@ -225,8 +225,10 @@ def _without_nan(values: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, the machine and the packages that a result depends on."""
+    """Versions of Python, the machine, its GPU if there is one, and the packages that a result depends on."""
     found = {"python": platform.python_version(), "machine": platform.platform()}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -132,12 +132,12 @@ def compare(
         known = cell.evaluation(settings)
         if known is None:
             net = _trained(cell, progress_bar)
-            trained = cell.folder if cell.config.joint else None  # a frozen backbone is the same for all
-            if trained not in opponents:
-                opponents = {trained: _opponents(cell, net, rivals, static_mask_images)}
             seed = cell.config.seed
             if seed not in references:
                 references[seed] = _references(cell, progress_bar)
+            trained = cell.folder if cell.config.joint else None  # a frozen backbone is the same for all
+            if trained not in opponents:
+                opponents = {trained: _opponents(cell, net, rivals, static_mask_images)}
             found = evaluate_against(opponents[trained], net, references[seed])
             known = {
                 "algorithm": cell.config.algorithm,
@@ -156,7 +156,8 @@ def compare(
 def _trained(cell: Cell, progress_bar: bool) -> DynamicViT:
     if not is_run(cell.folder):
         train(cell.config, cell.folder, progress_bar=progress_bar)
-    return DynamicViT.load(cell.folder, budget=cell.budget if cell.config.env_config.budgets else None)
+    env = cell.config.env_config
+    return DynamicViT.load(cell.folder, device=env.device, budget=cell.budget if env.budgets else None)
 
 
 def _opponents(cell: Cell, net: DynamicViT, names: Sequence[str], static_mask_images: int) -> Rivals:

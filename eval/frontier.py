@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from scipy.special import entr, expit
 
-Numbers = Float[NDArray[np.floating], " M"]
+Numbers = Float[np.ndarray, " M"]
 
 
 def upper_envelope(macs: Numbers, accuracy: Numbers) -> NDArray[np.int64]:
@@ -87,9 +87,7 @@ def hypervolume(
     return float((np.diff(edges) * heights).sum())
 
 
-def path_information(
-    keep_mask: Bool[NDArray[np.bool_], "N U"], log_odds: Float[NDArray[np.floating], "N U"] | None = None
-) -> float:
+def path_information(keep_mask: Bool[np.ndarray, "N U"], log_odds: Float[np.ndarray, "N U"] | None = None) -> float:
     """Mutual information of image and path, in bits: 0 where the path does not depend on the image.
 
     It is H(path) - H(path | image). The first is the entropy of the frequencies of the paths plus (paths - 1) / (2 N)

@@ -70,7 +70,7 @@ class StaticNetworks:
 
 
 @torch.no_grad()
-def run_whole(backbone: Backbone, dataset: Dataset, batch_size: int = 500) -> Bool[NDArray[np.bool_], " N"]:
+def run_whole(backbone: Backbone, dataset: Dataset, batch_size: int = 500) -> Bool[np.ndarray, " N"]:
     """Where a backbone that skips nothing is right."""
     device = next(backbone.parameters()).device
     correct = [

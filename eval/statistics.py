@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
 from scipy.stats import binomtest, rankdata
 from scipy.stats import t as student_t
 
@@ -33,9 +32,7 @@ class PairedTest:
         return self.low > -margin
 
 
-def paired_test(
-    correct_a: Bool[NDArray[np.bool_], " N"], correct_b: Bool[NDArray[np.bool_], " N"], seed: int = 0
-) -> PairedTest:
+def paired_test(correct_a: Bool[np.ndarray, " N"], correct_b: Bool[np.ndarray, " N"], seed: int = 0) -> PairedTest:
     """Compare two classifiers image by image.
 
     Args:
@@ -57,19 +54,19 @@ def paired_test(
     return PairedTest((only_a - only_b) / count, float(low), float(high), p_value)
 
 
-def rank_correlation(x: Float[NDArray[np.floating], " N"], y: Float[NDArray[np.floating], " N"]) -> float:
+def rank_correlation(x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"]) -> float:
     """Spearman's correlation; NaN if either is empty or constant or holds NaN."""
     if len(x) == 0 or not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
 
-def geometric_mean(values: Float[NDArray[np.floating], " N"]) -> float:
+def geometric_mean(values: Float[np.ndarray, " N"]) -> float:
     """Geometric mean of positive numbers."""
     return float(np.exp(np.log(values).mean()))
 
 
-def mean_interval(values: Float[NDArray[np.floating], " N"]) -> tuple[float, float]:
+def mean_interval(values: Float[np.ndarray, " N"]) -> tuple[float, float]:
     """95% interval of the mean of a few runs, by Student's t; ValueError of fewer than two.
 
     The bootstrap's percentiles of three runs are the least and the largest of them, which hold the mean three times of
