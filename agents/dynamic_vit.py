@@ -45,7 +45,7 @@ class DynamicViT(nn.Module):
 
     Args:
         backbone: the ViT.
-        policy: decides; its layout must be the backbone's.
+        policy: decides; its layout must be the backbone's, to whose device it is moved.
         action_unit: "block" or "half".
         mode: "gather" compacts the rows that run and computes nothing else; "dense" computes every unit on every
             row and selects, as a reference. Both route alike and agree in logits to rounding.
@@ -94,6 +94,7 @@ class DynamicViT(nn.Module):
         units = torch.arange(expected.num_units)
         left = torch.minimum(WINDOW - 1 - units % WINDOW, units.flip(0))
         self.register_buffer("_decided_again", left, persistent=False)
+        self.to(next(backbone.parameters()).device)
 
     @torch.no_grad()
     def forward(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:

@@ -353,6 +353,12 @@ def test_deployment_needs_neither_gymnasium_nor_stable_baselines3(tmp_path: Path
     assert torch.equal(keep_mask, keep_mask_of(net))
 
 
+def test_all_of_a_net_is_where_its_backbone_is() -> None:
+    backbone = load_backbone("tiny-vit4").to("meta")
+    net = DynamicViT(backbone, Policy("mlp", ObservationLayout.of(backbone, "belief", "block"), widths=[8]))
+    assert {tensor.device.type for tensor in (*net.parameters(), *net.buffers())} == {"meta"}
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("rule", [*RULES, "random"])
 @UNITS
