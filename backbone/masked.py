@@ -46,8 +46,8 @@ def run_masked(
     Args:
         backbone: the ViT.
         images: float32 in [0, 1] or uint8.
-        keep_mask: True where the unit runs; U is L with blocks and 2L with half-blocks. Best left on the CPU:
-            one transfer of the row numbers per unit replaces a device synchronisation.
+        keep_mask: True where the unit runs; U is L with blocks and 2L with half-blocks. Best left on the CPU,
+            as the host must know how many rows run each unit.
         action_unit: "block" or "half".
         after: as for `run_units`.
 
@@ -72,9 +72,9 @@ def run_units(
 
     `after` is called with what each unit has computed, unless no row runs it.
     """
-    run_unit = unit_runner(backbone, action_unit)
-    for index, kept in enumerate(keep_mask.cpu().unbind(1)[first:], first):
-        rows = kept.nonzero().squeeze(1).to(tokens.device, non_blocking=True)
+    run_unit, kept = unit_runner(backbone, action_unit), keep_mask[:, first:].cpu().t()
+    rows_of_all = kept.nonzero()[:, 1].to(tokens.device, non_blocking=True)  # one transfer
+    for index, rows in enumerate(rows_of_all.split(kept.sum(1).tolist()), first):
 
         def run(active: Tensor, index: int = index, rows: Tensor = rows) -> Tensor:
             computed = run_unit(index, active)
