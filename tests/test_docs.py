@@ -75,10 +75,25 @@ def test_tables_hold_what_was_measured(page: str, measured: dict[str, list[dict[
         assert any(cells.items() <= known.items() for known in measured[name]), f"{name}: {cells}"
 
 
+def speed_ups(folder: Path) -> set[tuple[str, ...]]:
+    """The rows of `vitskip report` of the benchmarks in a folder, without names."""
+    values, _ = read_speed_ups(sorted(folder.glob("*benchmark.json")))
+    return {tuple(row[1:]) for row in speed_up_grid(values).rows}
+
+
+def written_speed_ups(page: str, first: str) -> list[tuple[str, ...]]:
+    """The lines of a page's tables that begin so, without names."""
+    lines = (ROOT / "docs" / page).read_text().splitlines()
+    return [tuple(line.strip("|").replace(" ", "").split("|")[1:]) for line in lines if line.startswith(first)]
+
+
 def test_speed_ups_are_what_was_measured() -> None:
-    values, _ = read_speed_ups(sorted(ROOT.glob("docs/results/*benchmark.json")))
-    known = [tuple(row[1:]) for row in speed_up_grid(values).rows]
-    lines = (ROOT / "docs" / "throughput.md").read_text().splitlines()
-    written = [tuple(line.strip("|").replace(" ", "").split("|")[1:]) for line in lines if line.startswith("| ")]
+    written = written_speed_ups("throughput.md", "| ")
     assert len(written) > 10
-    assert set(written[1:]) <= set(known)  # below the headings
+    assert set(written[1:]) <= speed_ups(ROOT / "docs" / "results")  # below the headings
+
+
+def test_speed_ups_on_a_gpu_are_what_was_measured() -> None:
+    written = written_speed_ups("gpu.md", "| `")
+    assert len(written) == 6
+    assert set(written) == speed_ups(ROOT / "docs/results/gpu/small") | speed_ups(ROOT / "docs/results/gpu/large")
