@@ -28,9 +28,7 @@ SMALL = {"embed_dim": 96, "num_heads": 3, "mlp_ratio": 2.0, "patch_size": 4, "st
 LARGE = {"embed_dim": 192, "num_heads": 6, "mlp_ratio": 4.0, "patch_size": 4, "stem": "conv"}  # for a GPU
 TINY_RECIPE = Recipe(epochs=40, label_smoothing=0.1, full_share=0.5, augmentation="cifar")
 SMALL_RECIPE = replace(TINY_RECIPE, epochs=24, optimizer="muon", learning_rate=3e-3, precision="bfloat16")
-LARGE_RECIPE = Recipe(
-    epochs=200, batch_size=512, label_smoothing=0.1, augmentation="cifar-strong", precision="bfloat16", ema_decay=0.9995
-)
+LARGE_RECIPE = replace(SMALL_RECIPE, epochs=70, batch_size=1024, augmentation="cifar-strong")
 Size = Literal["tiny", "small", "large"]
 SIZES: dict[Size, tuple[dict[str, Any], Recipe]] = {
     "tiny": (TINY, TINY_RECIPE),
