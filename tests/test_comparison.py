@@ -119,6 +119,33 @@ def test_an_older_run_has_the_defaults_of_arguments_that_came_later(tmp_path: Pa
         compare(cells, progress_bar=False)
 
 
+def test_a_run_may_come_from_another_device_and_place(tmp_path: Path) -> None:
+    cells = make_cells(BASE, tmp_path, ["a2c"], [0.8], [0])
+    found = compare(cells, static_mask_images=0, progress_bar=False)
+    file = cells[0].folder / "run.json"
+    run = json.loads(file.read_text())
+    run["record"]["train"]["env"] |= {"device": "cuda", "data_root": "/elsewhere"}
+    file.write_text(json.dumps(run))
+    assert compare(cells, static_mask_images=0, progress_bar=False) == json.loads(json.dumps(found))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("prefix_cache", [0.0, 1.0])
+def test_a_comparison_on_a_gpu(tmp_path: Path, prefix_cache: float) -> None:
+    """Agent, rivals and dense networks are trained and measured there, and agree with the CPU."""
+    joint = JointConfig(rounds=1, steps=2, batch_size=16, learning_rate=0.05, augmentation="none")
+    base = replace(BASE, joint=joint, total_timesteps=16 * DEPTH * 4, env={**TINY, "prefix_cache": prefix_cache})
+    on_gpu = replace(base, env={**base.env, "device": "cuda"})
+    found = compare(make_cells(on_gpu, tmp_path, ["a2c"], [0.8], [0]), static_mask_images=8, progress_bar=False)[0]
+    cell = make_cells(base, tmp_path, ["a2c"], [0.8], [0])[0]
+    cell.file.unlink()
+    again = compare([cell], static_mask_images=8, progress_bar=False)[0]
+    for part in ("net", "dense"):
+        assert found[part]["accuracy"] == pytest.approx(again[part]["accuracy"], abs=0.02)
+        assert found[part]["macs_fraction"] == pytest.approx(again[part]["macs_fraction"], abs=0.02)
+    assert found["rivals"].keys() == again["rivals"].keys()
+
+
 def test_a_jointly_trained_net_is_held_against_what_it_was_before_and_a_dense_one_tuned_as_long(tmp_path: Path) -> None:
     joint = JointConfig(rounds=1, steps=2, batch_size=16, learning_rate=0.05, augmentation="none")
     base = replace(BASE, joint=joint, total_timesteps=16 * DEPTH * 4)
