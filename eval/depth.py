@@ -45,6 +45,6 @@ def depth_profile(backbone: Backbone, dataset: Dataset, batch_size: int = 500) -
     )
 
 
-def _mean(values: NDArray[np.floating]) -> NDArray[np.float64]:
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over the first axis; NaN where there is nothing."""
     return np.asarray(values.mean(0)) if len(values) else np.full(values.shape[1:], np.nan)
