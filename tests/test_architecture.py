@@ -1,5 +1,6 @@
 """The layers hold, and the contracts that guard them can be broken."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -63,3 +64,10 @@ def test_import_is_light(module: str, heavy: str, tmp_path: Path) -> None:
     script = f"import sys, {module}; sys.exit('{heavy} is imported' if '{heavy}' in sys.modules else 0)"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_shapes_are_those_of_arrays() -> None:
+    """jaxtyping wants a class in front of the shape, which `NDArray[...]` is not from NumPy 2.5 on."""
+    sources = [source for folder in FOLDERS for source in (ROOT / folder).glob("*.py")]
+    assert len(sources) > 100
+    assert not [source.name for source in sources if re.search(r"\b[A-Z]\w+\[NDArray\[.*?\], \"", source.read_text())]
