@@ -69,5 +69,5 @@ def test_import_is_light(module: str, heavy: str, tmp_path: Path) -> None:
 def test_shapes_are_those_of_arrays() -> None:
     """jaxtyping wants a class in front of the shape, which `NDArray[...]` is not from NumPy 2.5 on."""
     sources = [source for folder in FOLDERS for source in (ROOT / folder).glob("*.py")]
-    assert len(sources) > 100
+    assert len(sources) > 50
     assert not [source.name for source in sources if re.search(r"\b[A-Z]\w+\[NDArray\[.*?\], \"", source.read_text())]
