@@ -58,9 +58,9 @@ def _speed_up(net: DynamicViT, images: Shaped[Tensor, "N 3 H W"], size: int, rou
     return float(whole / decided)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def wall_time(run: Callable[[Tensor], Tensor], images: Tensor) -> float:
-    """Seconds that a network takes for a batch, those that its device still works included."""
+    """Seconds that a network takes for a batch in inference mode, those that its device still works included."""
     _synchronize(images.device)
     start = time.perf_counter()
     run(images)

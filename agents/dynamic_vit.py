@@ -24,7 +24,6 @@ from .policy import Policy
 
 Mode = Literal["dense", "gather"]
 FEW_ROWS = 4  # up to which an operation costs more than its arithmetic, so that deciding ahead saves time
-WINDOW = 6  # units that are then decided at once, as long as none of them runs
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,9 @@ class Trace:
 
     keep_mask: Bool[Tensor, "B U"]
     macs: Int64[Tensor, " B"]
+
+
+Routed = tuple[Float[Tensor, "B K"], Trace]  # logits, and what it took to come to them
 
 
 class DynamicViT(nn.Module):
@@ -64,7 +66,7 @@ class DynamicViT(nn.Module):
     """
 
     _macs_of_units: Tensor  # int64 [U]
-    _decided_again: Tensor  # units that are, after each one that ran in a window, int64 [U]
+    _units_left: Tensor  # after each unit, int64 [U]
 
     def __init__(
         self, backbone: Backbone, policy: Policy, *, action_unit: ActionUnit = "block", mode: Mode = "gather"
@@ -91,22 +93,25 @@ class DynamicViT(nn.Module):
         self._unit_macs = backbone.macs.units(action_unit)
         self._observer = Observer(expected, sum(self._unit_macs))
         self.register_buffer("_macs_of_units", torch.tensor(self._unit_macs), persistent=False)
-        units = torch.arange(expected.num_units)
-        left = torch.minimum(WINDOW - 1 - units % WINDOW, units.flip(0))
-        self.register_buffer("_decided_again", left, persistent=False)
+        self.register_buffer("_units_left", torch.arange(expected.num_units).flip(0), persistent=False)
         self.to(next(backbone.parameters()).device)
 
-    @torch.no_grad()
     def forward(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
         """Logits of images, float32 in [0, 1] or uint8, not normalised; leaves a `last_trace`.
 
-        Images of another size than the backbone's are resized.
+        Images of another size than the backbone's are resized. Runs without gradients, in torch's inference mode.
 
         Raises:
             ValueError: if the images are not square and coloured.
         """
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
             raise ValueError(f"images: expected shape [B, 3, S, S], got {list(images.shape)}")
+        with torch.inference_mode():
+            logits, trace = self._run(images)
+        self.last_trace = Trace(trace.keep_mask.clone(), trace.macs.clone())
+        return logits.clone()  # copies made outside of that mode can be used wherever gradients flow
+
+    def _run(self, images: Shaped[Tensor, "B 3 H W"]) -> Routed:
         if self.undecided_sizes and len(images) and 1 << round(math.log2(len(images))) in self.undecided_sizes:
             return self._run_all(images)
         tokens = self.backbone.embed(images)
@@ -120,11 +125,11 @@ class DynamicViT(nn.Module):
         """What an upfront policy sees of images: the observation after the blocks that always run."""
         return self._run_first(self.backbone.embed(images))[1]
 
-    def _run_all(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
+    def _run_all(self, images: Shaped[Tensor, "B 3 H W"]) -> Routed:
         whole = unmerged(self.backbone)
         macs = torch.full((len(images),), whole.macs.total, device=images.device)
-        self.last_trace = Trace(torch.ones_like(macs, dtype=torch.bool)[:, None].expand(-1, len(self._unit_macs)), macs)
-        return whole(images)
+        keep_mask = torch.ones_like(macs, dtype=torch.bool)[:, None].expand(-1, len(self._unit_macs))
+        return whole(images), Trace(keep_mask, macs)
 
     @property
     def first_unit(self) -> int:
@@ -135,53 +140,49 @@ class DynamicViT(nn.Module):
         first = self.first_unit
         for unit in range(first):
             tokens = self._run_unit(unit, tokens)
-        spent = torch.full((len(tokens),), sum(self._unit_macs[:first]), device=tokens.device)
+        spent = torch.full((len(tokens),), sum(self._unit_macs[:first]), dtype=torch.float64, device=tokens.device)
         return tokens, self._observer.before(slice(first, first + 1), self._observe(tokens, spent).observation)
 
-    def _run_upfront(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
+    def _run_upfront(self, tokens: Float[Tensor, "B N D"]) -> Routed:
         """The first blocks, one look, one host read of all decisions, then the chosen blocks only."""
         tokens, observation = self._run_first(tokens)
         keep_mask, first = self.policy.decide(observation), self.first_unit
         keep_mask[:, :first] = True
         return self._run_plan(tokens, keep_mask.cpu(), first)
 
-    def _run_plan(
-        self, tokens: Float[Tensor, "B N D"], keep_mask: Bool[Tensor, "B U"], first: int = 0
-    ) -> Float[Tensor, "B K"]:
+    def _run_plan(self, tokens: Float[Tensor, "B N D"], keep_mask: Bool[Tensor, "B U"], first: int = 0) -> Routed:
         if self.mode == "gather":
             tokens = run_units(self.backbone, tokens, keep_mask, self.action_unit, first)
         else:
             for unit, kept in enumerate(keep_mask.to(tokens.device).unbind(1)[first:], first):
                 tokens = torch.where(kept[:, None, None], self._run_unit(unit, tokens), tokens)
-        self.last_trace = self.trace_of(keep_mask.to(tokens.device))
-        return self.backbone.classify(tokens)
+        return self.backbone.classify(tokens), self.trace_of(keep_mask.to(tokens.device))
 
-    def _run_sequentially(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
-        """Look where tokens are new; with few rows decide the units of a window at once, as if all were skipped.
+    def _run_sequentially(self, tokens: Float[Tensor, "B N D"]) -> Routed:
+        """Look where tokens are new; with few rows decide all units to come at once, as if all were skipped.
 
         What that says of units after the first RUN is wrong, and decided again when it has run.
         """
-        units, everything = len(self._unit_macs), torch.arange(len(tokens), device=tokens.device)
+        everything = torch.arange(len(tokens), device=tokens.device)
         ahead = len(tokens) <= FEW_ROWS and not self.policy.remembers  # a memory takes every step, skipped or not
-        window = WINDOW if ahead else 1
-        state = self._observe(tokens, torch.zeros_like(everything))
-        keep_mask = torch.zeros(len(tokens), units, dtype=torch.bool, device=tokens.device)
-        rows, memory = everything, None
+        state = self._observe(tokens, torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device))
+        keep_mask = torch.zeros(len(tokens), len(self._unit_macs), dtype=torch.bool, device=tokens.device)
+        deciding, shown, memory = everything, state.observation, None
         for unit, macs in enumerate(self._unit_macs):
-            rows = rows if unit % window else everything
-            if len(rows):
-                coming = slice(unit, min(unit - unit % window + window, units))
-                shown = self._observer.before(coming, _take(state.observation, rows))
-                run, memory = self.policy.step(shown, memory)
-                keep_mask[:, coming].index_copy_(0, rows, run.view(len(rows), coming.stop - unit))
+            if len(deciding):
+                coming = slice(unit, None if ahead else unit + 1)
+                run, memory = self.policy.step(self._observer.before(coming, shown), memory)
+                keep_mask[:, coming].index_copy_(0, deciding, run.view(len(deciding), -1))
             rows = keep_mask[:, unit].nonzero().squeeze(1)
+            active = state
             if len(rows) == len(tokens):
-                state = self._observe(self._run_unit(unit, state.tokens), state.spent + macs)
+                active = state = self._observe(self._run_unit(unit, state.tokens), state.spent + macs)
             elif len(rows):
-                active = self._run_rows_of(unit, state.tokens, rows)
-                state.write(rows, self._observe(active, state.spent[rows] + macs, rows))
-        self.last_trace = self.trace_of(keep_mask, (keep_mask * self._decided_again).sum(1) if ahead else 0)
-        return state.logits
+                active_tokens = self._run_rows_of(unit, state.tokens, rows)
+                active = self._observe(active_tokens, state.spent.index_select(0, rows) + macs, rows)
+                state.write(rows, active)
+            deciding, shown = (rows, active.observation) if ahead else (everything, state.observation)
+        return state.logits, self.trace_of(keep_mask, (keep_mask * self._units_left).sum(1) if ahead else 0)
 
     def _run_unit(self, unit: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         return unit_runner(self.backbone, self.action_unit)(unit, tokens)
@@ -193,7 +194,7 @@ class DynamicViT(nn.Module):
         return self._run_unit(unit, tokens.index_select(0, rows))
 
     def _observe(
-        self, tokens: Float[Tensor, "R N D"], spent: Int64[Tensor, " R"], rows: Int64[Tensor, " R"] | None = None
+        self, tokens: Float[Tensor, "R N D"], spent: Float[Tensor, " R"], rows: Int64[Tensor, " R"] | None = None
     ) -> State:
         """Ask the head of new tokens, all rows' or some."""
         budget = self.shown_budget
@@ -289,8 +290,3 @@ class DynamicViT(nn.Module):
         if net.budgets or budget is not None:
             net.set_budget(sorted(net.budgets)[len(net.budgets) // 2] if budget is None else budget)
         return net
-
-
-def _take(values: Float[Tensor, "B O"], rows: Int64[Tensor, " R"]) -> Float[Tensor, "R O"]:
-    """Some rows, in order; all of them without a copy."""
-    return values if len(rows) == len(values) else values.index_select(0, rows)

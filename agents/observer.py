@@ -17,13 +17,13 @@ class State:
         tokens: [B, N, D].
         logits: what the head says of them, [B, K].
         observation: of everything but the next unit, [B, O]; a skip leaves it as it is.
-        spent: MACs of the units that ran, int64 [B].
+        spent: MACs of the units that ran, float64 [B], which is exact.
     """
 
     tokens: Float[Tensor, "B N D"]
     logits: Float[Tensor, "B K"]
     observation: Float[Tensor, "B O"]
-    spent: Int64[Tensor, " B"]
+    spent: Float[Tensor, " B"]
 
     def write(self, rows: Int64[Tensor, " R"], new: "State") -> None:
         """Replace some rows, in place."""
@@ -40,6 +40,7 @@ class Observer(nn.Module):
     """
 
     _next_unit: Tensor  # one-hot where an observation shows it, [U, O]
+    _no_progress: Tensor  # zeros [1, P]
 
     def __init__(self, layout: ObservationLayout, all_macs: int) -> None:
         super().__init__()
@@ -47,21 +48,23 @@ class Observer(nn.Module):
         next_unit = torch.zeros(layout.num_units, layout.size)
         next_unit[:, layout.depth] = torch.eye(layout.num_units)
         self.register_buffer("_next_unit", next_unit, persistent=False)
+        no_progress = torch.zeros(1, layout.progress.stop - layout.progress.start)
+        self.register_buffer("_no_progress", no_progress, persistent=False)
 
     def observe(
         self,
         tokens: Float[Tensor, "B N D"],
         logits: Float[Tensor, "B K"],
-        spent: Int64[Tensor, " B"],
+        spent: Float[Tensor, " B"],
         budget: Float[Tensor, "B 1"] | float,
     ) -> State:
         """The state of rows whose tokens are new; the budget is not looked at if the layout does not show it."""
         layout = self.layout
-        progress = torch.zeros(len(tokens), layout.progress.stop - layout.progress.start, device=tokens.device)
-        progress[:, layout.num_units] = spent.double() / self.all_macs
+        observation = layout.observe(logits, self._no_progress.expand(len(tokens), -1), tokens)
+        observation[:, layout.depth.stop] = spent / self.all_macs
         if layout.shows_budget:
-            progress[:, layout.num_units + 1 :] = budget
-        return State(tokens, logits, layout.observe(logits, progress, tokens), spent)
+            observation[:, layout.budget] = budget
+        return State(tokens, logits, observation, spent)
 
     def before(self, window: slice, observation: Float[Tensor, "B O"]) -> Float[Tensor, "Q O"]:
         """What each row sees before each unit of a window if it skips those before it, row by row: Q = B * units."""

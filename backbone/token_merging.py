@@ -185,7 +185,8 @@ def merge_tokens(tokens: Float[Tensor, "B N D"], keys: Float[Tensor, "B N E"], c
     leaving, staying = ranking[:, :count], ranking[:, count:].sort(dim=1).values
     weighted = torch.cat([tokens[:, :, :-1] * tokens[:, :, -1:], tokens[:, :, -1:]], 2)
     proposing, receiving = weighted[:, 2::2], weighted[:, 1::2]
-    left, stayed = (proposing.take_along_dim(chosen[:, :, None], 1) for chosen in (leaving, staying))
-    target = partner.take_along_dim(leaving, 1)[:, :, None].expand_as(left)
+    whole = (-1, -1, proposing.shape[2])
+    left, stayed = (proposing.gather(1, chosen[:, :, None].expand(whole)) for chosen in (leaving, staying))
+    target = partner.gather(1, leaving)[:, :, None].expand(whole)
     weighted = torch.cat([weighted[:, :1], stayed, receiving.scatter_add(1, target, left)], 1)
     return torch.cat([weighted[:, :, :-1] / weighted[:, :, -1:], weighted[:, :, -1:]], 2)

@@ -97,8 +97,7 @@ class ObservationLayout:
             progress: one-hot of the next unit, share of MACs spent, and the budget if it is shown.
             tokens: the current tokens; read with "tokens" only.
         """
-        believed = belief(logits)
-        parts = [believed[:, -CONFIDENCES:] if self.kind == "confidence" else believed, progress]
+        parts = [*_belief(logits, shows_probabilities=self.kind != "confidence"), progress]
         if self.kind == "tokens":
             patches = tokens[:, self.num_prefix_tokens :].mean(1)
             parts += [F.layer_norm(summary, (self.embed_dim,)) for summary in (tokens[:, 0], patches)]
@@ -111,13 +110,18 @@ def belief(logits: Float[Tensor, "B K"]) -> Float[Tensor, "B P3"]:
     Returns:
         float32 in [-1, 1], min(K, 10) + 3 columns.
     """
+    return torch.cat(_belief(logits), 1)
+
+
+def _belief(logits: Float[Tensor, "B K"], shows_probabilities: bool = True) -> list[Tensor]:
+    """Its parts; in few operations, as on a few rows each costs more than its arithmetic."""
     num_classes = logits.shape[1]
     log_probabilities = logits.float().log_softmax(1)
     probabilities = log_probabilities.exp()
-    shown_sorted = num_classes > MAX_CLASSES
+    shown_sorted = shows_probabilities and num_classes > MAX_CLASSES
     top = probabilities.topk(MAX_CLASSES if shown_sorted else 2, 1).values
-    first, second = top[:, :1], top[:, 1:2]
+    first, second = top.split(1, 1)[:2]
     scaled_logit = (first.logit(1e-6) / LOGIT_SCALE).clamp(-1, 1)
-    entropy = -(probabilities * log_probabilities).sum(1, keepdim=True) / math.log(num_classes)
-    shown = top if shown_sorted else probabilities
-    return torch.cat([shown, scaled_logit, entropy.clamp(0, 1), first - second], 1)
+    entropy = (probabilities * log_probabilities).sum(1, keepdim=True) / -math.log(num_classes)
+    shown = [top if shown_sorted else probabilities] if shows_probabilities else []
+    return [*shown, scaled_logit, entropy.clamp(0, 1), first - second]

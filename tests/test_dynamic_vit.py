@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitskip.agents import DynamicViT, Policy, baselines
 from vitskip.agents.budget import calibrate
-from vitskip.agents.dynamic_vit import FEW_ROWS, WINDOW
+from vitskip.agents.dynamic_vit import FEW_ROWS
 from vitskip.agents.image_runner import ImageRunner
 from vitskip.backbone import load_backbone, load_dataset, run_masked
 from vitskip.envs import ObservationLayout
@@ -184,7 +184,7 @@ def test_macs_by_hand(images: Tensor, action_unit: str, rows: int) -> None:
     macs, keep_mask = net.backbone.macs, keep_mask_of(net)
     units = torch.tensor(macs.units(action_unit))
     inputs, last = 10 + 3 + len(units) + 1, len(units) - 1
-    again = [sum(min(WINDOW - 1 - u % WINDOW, last - u) for u in range(len(row)) if row[u]) for row in keep_mask]
+    again = [sum(last - unit for unit in range(len(row)) if row[unit]) for row in keep_mask]
     decisions = (len(units) + torch.tensor(again) * (rows <= FEW_ROWS)) * (inputs * 8 + 8 * 8 + 8)
     expected = macs.stem + (keep_mask * units).sum(1) + (1 + keep_mask.sum(1)) * macs.head + decisions
     assert torch.equal(macs_of(net), expected)
@@ -200,6 +200,19 @@ def test_rows_route_alike_in_small_and_large_batches(images: Tensor, rule: str, 
         part = slice(start, start + FEW_ROWS)
         close(net(images[part]), logits[part])
         assert torch.equal(keep_mask_of(net), keep_mask[part])
+
+
+@EVERY_RULE
+def test_what_comes_out_can_be_used_where_gradients_flow(images: Tensor, rule: str) -> None:
+    """Though the network runs in inference mode, whose tensors cannot be saved for a backward pass."""
+    net = make_net(rule)
+    logits, weight = net(images), torch.ones(10, requires_grad=True)
+    share = macs_of(net) / net.backbone.macs.total
+    (share * (logits * weight).sum(1)).sum().backward()
+    assert weight.grad is not None
+    close(weight.grad, (share[:, None] * logits).sum(0))
+    assert not logits.requires_grad
+    keep_mask_of(net).zero_()
 
 
 class Calls:
