@@ -1,5 +1,6 @@
 """The ViT's turns in joint training, and the same training of the full net alone, which it is to be compared with."""
 
+import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -157,6 +158,9 @@ class BackboneTuner:
 
         Args:
             choose: from images [B, 3, H, W] and the number of the step, the units to run, bool [B, U].
+
+        Raises:
+            FloatingPointError: if the loss is no longer finite.
         """
         steps = self.config.steps or self._batches.steps_per_epoch
         losses = []
@@ -168,9 +172,12 @@ class BackboneTuner:
             batch = self._batches[self.step]
             losses.append(self._descend(batch.images, batch.targets, choose(batch.images, self.step)))
             self.step += 1
+        loss = float(torch.stack(losses).mean())
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"loss: expected a finite one, got {loss} before the ViT's step {self.step}")
         self._finish_round(self.step // steps)
         self.backbone.eval().requires_grad_(False)
-        return float(torch.stack(losses).mean())
+        return loss
 
     def _finish_round(self, rounds: int) -> None:
         """Add the weights after a round to the average if it is one of the last; after the last adopt it."""

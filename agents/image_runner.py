@@ -29,7 +29,11 @@ class ImageRunner:
         Args:
             net: in eval mode.
             description: of the progress bar, which vanishes at the end.
+
+        Raises:
+            ValueError: if the images are of other classes than the network's.
         """
+        self.dataset.check_fits(net.backbone)
         batches = torch.arange(len(self.dataset)).split(self.batch_size)
         found = [self._run(net, batch) for batch in tqdm(batches, desc=description, leave=False, disable=None)]
         predictions, traces = zip(*found, strict=True)
@@ -86,8 +90,8 @@ class RememberingRunner(ImageRunner):
             actions = np.zeros(core.num_envs, np.int64)
             actions[rows] = (run if run.ndim == 1 else run[:, unit]).cpu().numpy()
             core.step(actions, active)
-        prediction = core.logits[rows].argmax(1).cpu()
-        return prediction, net.trace_of(torch.from_numpy(core.keep_mask[rows].copy()))
+        keep_mask = torch.from_numpy(core.keep_mask[rows].copy())
+        return core.logits[rows].argmax(1).cpu(), Trace(keep_mask, net.trace_of(keep_mask.to(core.device)).macs.cpu())
 
     def _core_for(self, net: DynamicViT) -> SkipCore:
         layout = net.policy.layout

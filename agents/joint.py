@@ -28,7 +28,7 @@ class JointTraining(BaseCallback):
         config: how.
         dataset: training images of the backbone, on its device; the agent's are the environment's.
         draws: whether paths are drawn, as an agent draws its actions; else the likeliest is taken.
-        seed: of order and augmentation.
+        seed: of order, augmentation and drawn paths.
         progress_bar: show one for each round.
 
     Attributes:
@@ -76,6 +76,7 @@ class JointTraining(BaseCallback):
         """One round."""
         policy = self.extract()
         policy.rule.samples = self.draws
+        policy.generator.manual_seed(int(np.random.default_rng([self._seed, self.tuner.step, 1]).integers(2**63)))
         net = DynamicViT(self.core.backbone, policy, action_unit=self.core.config.action_unit).to(self.core.device)
         spent = []
 
@@ -99,8 +100,8 @@ class JointTraining(BaseCallback):
 
 
 def check_rounds(agent: BaseAlgorithm, total_timesteps: int, config: JointConfig) -> None:
-    """Raise ValueError if an agent has fewer rollouts than the ViT shall have rounds, of which each follows one."""
+    """Raise ValueError if an agent has too few rollouts to learn before each round of the ViT and after the last."""
     if isinstance(agent, OnPolicyAlgorithm):  # of others a rollout is a few steps
-        rollouts = math.ceil(total_timesteps / (agent.n_steps * agent.n_envs))
-        if rollouts < config.rounds:
-            raise ValueError(f"rounds: expected at most {rollouts}, one after each rollout, got {config.rounds}")
+        between = math.ceil(total_timesteps / (agent.n_steps * agent.n_envs)) - 1
+        if between < config.rounds:
+            raise ValueError(f"rounds: expected at most {between}, one between two rollouts, got {config.rounds}")

@@ -118,8 +118,8 @@ def read(path: Path) -> Run:
         raise ValueError(f"{file}: expected format_version {FORMAT_VERSION}, got {values.get('format_version')!r}")
     values.setdefault("architecture", {})
     values.setdefault("budgets", None)
-    if isinstance(values.get("backbone"), str):
-        values.setdefault("original", original_name(values["backbone"]))
+    if "original" not in values and isinstance(values.get("backbone"), str):
+        values["original"] = original_name(values["backbone"])
     expected = {
         "backbone": str,
         "architecture": dict,

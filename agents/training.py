@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ..backbone import load_dataset
 from ..backbone.datasets import validation_splits
+from ..backbone.paths import units_of_block_0
 from ..backbone.weights import save_weights
 from ..envs.config import EnvArguments, EnvConfig
 from ..envs.core import SkipCore
@@ -149,8 +150,7 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
     path, algorithm, env_config = Path(path), ALGORITHMS[config.algorithm], config.env_config
     check_settings(path, config.record)
     if is_run(path):
-        record = read(path).record
-        return TrainResult(path, DynamicViT.load(path, device=env_config.device), record["curve"], record["seconds"])
+        return _result(path, env_config)
     core = _make_core(config, env_config)
     venv: VecEnv = SkipVecEnv(core, seed=config.seed)
     if config.upfront:
@@ -196,7 +196,13 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
     }
     _save(path, net, agent, env_config, record)
     checkpoint.finish()
-    return TrainResult(path, net, statistics.curve, record["seconds"])
+    return _result(path, env_config)
+
+
+def _result(path: Path, env_config: EnvConfig) -> TrainResult:
+    """As the finished run tells; its network is nobody else's."""
+    record, net = read(path).record, DynamicViT.load(path, device=env_config.device).requires_grad_(False)
+    return TrainResult(path, net, record["curve"], record["seconds"])
 
 
 def _make_core(config: TrainConfig, env_config: EnvConfig) -> SkipCore:
@@ -206,6 +212,12 @@ def _make_core(config: TrainConfig, env_config: EnvConfig) -> SkipCore:
     most = backbone.macs.total / backbone.macs.dense
     if config.budgets and max(config.budgets) > most:
         raise ValueError(f"budget: expected at most {most:.3f}, what this backbone spends, got {max(config.budgets)}")
+    macs, forced = backbone.macs, config.upfront * units_of_block_0(env_config.action_unit)
+    least = (macs.stem + sum(macs.units(env_config.action_unit)[:forced]) + macs.head) / macs.dense
+    if config.budgets and min(config.budgets) < least:
+        raise ValueError(
+            f"budget: expected at least {least:.3f}, what is spent before the first decision, got {min(config.budgets)}"
+        )
     return SkipCore(backbone, env_config.load_dataset(), env_config, config.record["num_envs"])
 
 

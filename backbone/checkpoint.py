@@ -104,7 +104,7 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[dict[str, 
         raise ValueError(f"checkpoint: expected one of a training run at {path}, got: {error}") from error
     ours, theirs = json.loads(json.dumps(identity)), rest.pop("identity")
     if theirs != ours:
-        changed = sorted(key for key in ours if ours[key] != theirs.get(key))
+        changed = sorted(key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key))
         raise ValueError(
             f"checkpoint: expected one of this run, but {path} was made with other {', '.join(changed)}; "
             "give the same arguments to go on with it, or another folder to begin anew"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .digits import digits
+from .protocol import Backbone
 from .registry import Registry
 
 Part = Literal["train", "validation", "test"]
@@ -47,6 +48,15 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def check_fits(self, backbone: Backbone) -> None:
+        """Raise ValueError if the images are not square, or of other classes than a backbone tells apart."""
+        height, width = self.images.shape[2:]
+        if height != width or len(self.classes) != backbone.num_classes:
+            raise ValueError(
+                f"dataset: expected square images of {backbone.num_classes} classes, as the backbone takes, "
+                f"got {height}x{width} images of {len(self.classes)} classes; `backbone` names another one"
+            )
 
     def first(self, count: int) -> "Dataset":
         """Its first images, or all of them if there are no more."""

@@ -46,6 +46,15 @@ class Processes:
         return values
 
 
+def process_rank() -> int:
+    """Of this process among those that `torchrun` started; 0 without it."""
+    return int(os.environ["RANK"]) if _by_torchrun() else 0
+
+
+def _by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
     """Join the processes that `torchrun` started, if it did, and leave them at the end.
@@ -53,7 +62,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
     Args:
         device: where to compute; of several GPUs each process takes its own.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not _by_torchrun():
         yield Processes(0, 1, device)
         return
     if device.type == "cuda":

@@ -27,11 +27,16 @@ def save_weights(path: Path, module: HasState, dtype: torch.dtype | None = None)
         path: file to write; an existing one is replaced only once the new one is complete.
         module: whose `state_dict` to save.
         dtype: floating-point tensors are stored in it, e.g. float16 for half the size; as they are by default.
+
+    Raises:
+        ValueError: if a number is not finite, which `load_weights` would refuse; nothing is written.
     """
     tensors = {
         name: tensor.detach().cpu().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in module.state_dict().items()
     }
+    if not_finite := _not_finite(tensors):
+        raise ValueError(f"weights: expected finite numbers to write to {path}, got: {_shown(not_finite)}")
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(save(tensors))
     partial.replace(path)

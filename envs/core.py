@@ -61,7 +61,7 @@ class SkipCore:
     def __init__(self, backbone: Backbone, dataset: Dataset, config: EnvConfig, num_envs: int) -> None:
         if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
             raise ValueError(f"num_envs: expected an integer of at least 1, got {num_envs!r}")
-        _check_fit(backbone, dataset)
+        dataset.check_fits(backbone)
         self.backbone, self.config, self.num_envs = backbone, config, num_envs
         self.num_units = num_units(backbone, config.action_unit)
         self.layout = ObservationLayout.of(backbone, config.observation, config.action_unit, bool(config.budgets))
@@ -264,12 +264,3 @@ class SkipCore:
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
-
-
-def _check_fit(backbone: Backbone, dataset: Dataset) -> None:
-    height, width = dataset.images.shape[2:]
-    if height != width or len(dataset.classes) != backbone.num_classes:
-        raise ValueError(
-            f"dataset: expected square images of {backbone.num_classes} classes, as the backbone takes, "
-            f"got {height}x{width} images of {len(dataset.classes)} classes; `backbone` names another one"
-        )

@@ -38,6 +38,7 @@ def run_prefixes(
     backbone: Backbone, dataset: Dataset, action_unit: ActionUnit = "block", batch_size: int = 500
 ) -> Prefixes:
     """Classify every image after each unit of the full network."""
+    dataset.check_fits(backbone)
     device = next(backbone.parameters()).device
     run = unit_runner(backbone, action_unit)
     correct, confidence = [], []

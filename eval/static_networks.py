@@ -72,6 +72,7 @@ class StaticNetworks:
 @torch.no_grad()
 def run_whole(backbone: Backbone, dataset: Dataset, batch_size: int = 500) -> Bool[np.ndarray, " N"]:
     """Where a backbone that skips nothing is right."""
+    dataset.check_fits(backbone)
     device = next(backbone.parameters()).device
     correct = [
         backbone(dataset.images[start : start + batch_size].to(device)).argmax(1).cpu()

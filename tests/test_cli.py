@@ -76,6 +76,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "over a run": (["distill", "RUN", "RUN"], "out: expected a folder without a run"),
     "weights over a run": (["pretrain", "--out", "RUN"], "out: expected a folder without a run"),
     "other heads": (["pretrain", "--out", "small", *SMALL, "--num-heads", "4"], "was made with other architecture"),
+    "other start": (["pretrain", "--out", "small", "--start", "small", *SMALL[-4:]], "was made with other start"),
     "not joint": (["train", "RUN2", *TINY, "--joint.rounds", "2"], "joint: expected --joint beside options of joint"),
     "architecture": (
         ["pretrain", "--out", "RUN2", "--start", "tiny-vit4", "--depth", "3"],
@@ -122,7 +123,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> dict[str, Finished]:
     """All command lines, one after the other in one subprocess."""
-    timesteps = ["--num-envs", "8", "--total-timesteps", "128", "--hyperparameters", BATCH]
+    timesteps = ["--num-envs", "8", "--total-timesteps", "192", "--hyperparameters", BATCH]
     rounds = ["--joint.rounds", "2", "--joint.batch-size", "16"]
     sizes = ["--batch-sizes", "1", "4", "--seconds", "0.01"]
     lines = {
@@ -182,7 +183,7 @@ def test_every_command_explains_itself(finished: dict[str, Finished], command: s
 def test_train(finished: dict[str, Finished], folder: Path) -> None:
     text = check(finished["train"])
     run = folder / "RUN"
-    assert f"{run}: timesteps 128, episode_return " in text
+    assert f"{run}: timesteps 192, episode_return " in text
     assert f"curves: tensorboard --logdir {run}\n" in text
     assert json.loads((folder / "train.json").read_text()) == read(run).record
     train = read(run).record["train"]

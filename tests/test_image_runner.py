@@ -12,6 +12,8 @@ from vitskip.agents import DynamicViT, training
 from vitskip.agents.image_runner import ImageRunner, RememberingRunner, make_runner
 from vitskip.backbone import Dataset, load_backbone, load_dataset
 from vitskip.envs import ObservationLayout
+from vitskip.eval.prefixes import run_prefixes
+from vitskip.eval.static_networks import run_whole
 
 UNITS = pytest.mark.parametrize("action_unit", ["block", "half"])
 
@@ -96,6 +98,19 @@ def test_another_backbone_is_refused(split: Dataset) -> None:
     for other in others:
         with pytest.raises(ValueError, match="net: expected the backbone whose states are remembered"):
             run(make_net(backbone=other))
+
+
+def test_images_of_other_classes_are_refused(split: Dataset) -> None:
+    """By everything that asks a network about a split."""
+    net, others = make_net(), Dataset(split.images, split.labels, (*split.classes, "x"), split.difficulty)
+    for ask in (
+        lambda: ImageRunner(others)(net),
+        lambda: RememberingRunner(others, net.backbone, 10)(net),
+        lambda: run_prefixes(net.backbone, others),
+        lambda: run_whole(net.backbone, others),
+    ):
+        with pytest.raises(ValueError, match=r"dataset: expected square images of 10 classes, .* of 11 classes"):
+            ask()
 
 
 @pytest.mark.parametrize("megabytes", [-1.0, float("nan")])

@@ -317,21 +317,68 @@ def test_bad_settings_are_refused(arguments: dict, message: str) -> None:
 
 def test_fewer_images_than_a_batch_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected at least 128 images of 10 classes, got 64 of 10"):
-        run(tmp_path / "run", joint=JointConfig())
+        run(tmp_path / "run", joint=JointConfig(rounds=2))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_agent_learns_before_each_round_and_after_the_last(tmp_path: Path) -> None:
+    """Eight rollouts have seven places between them."""
+    with pytest.raises(ValueError, match="rounds: expected at most 7, one between two rollouts, got 8"):
+        run(tmp_path / "run", timesteps=8 * 16 * 2 * DEPTH, joint=replace(JOINT, rounds=8))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_paths_are_drawn_anew_in_each_round_and_by_the_seed(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = tiny_core(16)
+
+    def drawn(seed: int) -> list[torch.Tensor]:
+        """What each of two rounds draws for the same images."""
+        found: list[torch.Tensor] = []
+        joint = JointTraining(
+            core,
+            lambda: Policy("random", core.layout, rate=0.5),
+            JOINT,
+            dataset=core.dataset,
+            seed=seed,
+            progress_bar=False,
+        )
+
+        def train_round(choose: Any) -> float:
+            found.append(choose(core.dataset.images[:16], 0))
+            joint.tuner.step += 3
+            return 0.0
+
+        monkeypatch.setattr(joint.tuner, "train_round", train_round)
+        for _ in range(2):
+            joint.train_backbone()
+        return found
+
+    first, second = drawn(seed)
+    assert not torch.equal(first, second)
+    assert all(map(torch.equal, drawn(seed), (first, second)))
+    assert not torch.equal(drawn(seed + 1)[0], first)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_a_checkpoint_holds_it() -> None:
+    core = tiny_core(16)
+    tuner = BackboneTuner(core.backbone, core.dataset, JOINT, progress_bar=False)
+    torch.nn.init.constant_(next(core.backbone.parameters()), torch.nan)
+    with pytest.raises(FloatingPointError, match="loss: expected a finite one, got nan before the ViT's step 3"):
+        tuner.train_round(lambda images, _: torch.ones(len(images), DEPTH, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("upfront", [0, 1])
 def test_a_budget_is_held_on_validation_images(tmp_path: Path, upfront: int) -> None:
     result = run(tmp_path, timesteps=16 * 2 * (1 if upfront else DEPTH) * 20, budget=0.85, upfront=upfront)
     run_images = ImageRunner(load_dataset("tiny-digits", "validation"))
-    assert macs_fraction(DynamicViT.load(tmp_path), run_images) == pytest.approx(0.85, abs=0.03)
+    assert macs_fraction(result.net, run_images) == pytest.approx(0.85, abs=0.03)
     assert len(result.net.last_trace.keep_mask.unique(dim=0)) > 1
 
 
 def test_the_cost_weight_follows_the_violation(tmp_path: Path) -> None:
     """It rises while the agent, which starts near run-all, spends too much."""
-    run(tmp_path / "tight", budget=0.2, env={"cost_weight": 0.1})
+    run(tmp_path / "tight", budget=0.45, env={"cost_weight": 0.1})
     run(tmp_path / "loose", budget=0.99, env={"cost_weight": 0.1})
     weights = [read(tmp_path / name).record["cost_weight"][0] for name in ("tight", "loose")]
     assert weights[0] > 0.3

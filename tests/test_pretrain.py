@@ -17,7 +17,7 @@ from vitskip.backbone import checkpoint
 from vitskip.backbone.datasets import Dataset
 from vitskip.backbone.masked import run_masked
 from vitskip.backbone.pretrain import LOG_EVERY, PretrainResult, make_paths, pretrain
-from vitskip.backbone.processes import Processes
+from vitskip.backbone.processes import Processes, process_rank
 from vitskip.backbone.recipe import OptimizerName, Recipe
 from vitskip.backbone.vit import ViT
 
@@ -253,3 +253,11 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+
+
+def test_without_torchrun_a_rank_in_the_environment_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster's scheduler may set it."""
+    monkeypatch.setenv("RANK", "3")
+    assert process_rank() == 0
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert process_rank() == 3

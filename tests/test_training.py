@@ -124,6 +124,7 @@ def test_the_backbone_is_frozen(result: TrainResult) -> None:
         assert trained.keys() == fresh.keys()
         assert all(torch.equal(trained[name], tensor) for name, tensor in fresh.items())
     assert not any(parameter.requires_grad for parameter in result.net.backbone.parameters())
+    assert result.net.backbone is not CONFIG.env_config.load_backbone()  # which environments of this process share
 
 
 def test_the_seed_decides_everything(result: TrainResult, tmp_path: Path) -> None:
@@ -173,6 +174,8 @@ def test_a_planner_taught_by_such_a_run_is_not_that_run(result: TrainResult, tmp
         ({"algorithm": "dqn", "upfront": 1}, r"upfront: expected an algorithm that can .*\(.*ppo.*\), got dqn"),
         ({"upfront": 4}, r"look_after: expected 1\.\.3 blocks, got 4"),
         ({"env": {**TINY, "backbone": MERGING}, "budget": 0.99}, "budget: expected at most 0.894, .*spends, got 0.99"),
+        ({"budget": 0.1}, r"budget: expected at least 0\.433, what is spent before the first decision, got 0.1"),
+        ({"upfront": 2, "budget": 0.3}, r"budget: expected at least 0\.716, what is spent before .*, got 0.3"),
         ({"upfront": -1}, r"look_after: expected 1\.\.3 blocks, got -1"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vitskip.backbone.weights import load_pretrained, read_state_dict
+from vitskip.backbone.weights import load_pretrained, read_state_dict, save_weights
 
 TENSORS = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.ones(2)}
 
@@ -136,6 +136,18 @@ def test_numbers_that_are_not_finite_are_refused(value: float) -> None:
     nn.init.constant_(source[0].bias, value)
     with pytest.raises(ValueError, match=r"expected finite numbers in file, got: 0\.bias is not finite"):
         load_pretrained(Path("file"), source.state_dict(), make_net(4), heads=("1.",))
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(torch.nan, None), (1e6, torch.float16)])
+def test_nor_are_they_written(tmp_path: Path, value: float, dtype: torch.dtype | None) -> None:
+    """Neither those of the network nor those that half precision makes infinite."""
+    save_weights(tmp_path / "file", make_net(4))
+    before = (tmp_path / "file").read_bytes()
+    net = make_net(4)
+    nn.init.constant_(net[0].bias, value)
+    with pytest.raises(ValueError, match=r"expected finite numbers to write to .*file, got: 0\.bias is not finite"):
+        save_weights(tmp_path / "file", net, dtype)
+    assert (tmp_path / "file").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 def test_anything_else_must_fit() -> None:

@@ -96,6 +96,7 @@ def pretrain(
         dataset=dataset,
         data_root=data_root,
         command="vitskip " + shlex.join(sys.argv[1:]),
+        start=start if weights is None else f"{start} with {weights}",
     )
     if done is None:  # another process of this run writes and prints
         return
