@@ -66,10 +66,10 @@ def by_regime(evaluations: Evaluations) -> Evaluations:
 def accuracy_grid(evaluations: Evaluations) -> Grid:
     """Test accuracy of each algorithm and baseline at each budget: mean over seeds, 95% interval of many.
 
-    The hypervolume is that of all its networks together, up to the dense compute. Signs tell what paired tests on the
-    same images found in every seed. A baseline is shown at the compute of the agents that hold the budget, if any does.
-    Where each algorithm has trained a net of its own, a column tells what all blocks of that reach, and a baseline is
-    the mean over those nets.
+    The hypervolume is that of a network at all budgets, up to the dense compute; that of a baseline is the mean over
+    the agents that it stands beside. Signs tell what paired tests on the same images found in every seed. A baseline is
+    shown at the compute of the agents that hold the budget, if any does. Where each algorithm has trained a net of its
+    own, a column tells what all blocks of that reach, and a baseline is the mean over those nets.
     """
     evaluations = by_regime(evaluations)
     budgets, regimes = _budgets(evaluations), dict.fromkeys(evaluation["regime"] for evaluation in evaluations)
@@ -79,11 +79,9 @@ def accuracy_grid(evaluations: Evaluations) -> Grid:
     for name, rows in _series(evaluations).items():
         paths = np.mean([row["distinct_paths"] for row in rows])
         bits = np.mean([row["path_bits"] for row in rows])
-        macs, accuracy = (np.array([row[key] for row in rows]) for key in ("macs_fraction", "accuracy"))
-        volume = f"{hypervolume(macs, accuracy):.3f}"
         cells = (_cell(_at(budget, rows)) for budget in budgets)
         own = [_own_full_net(rows)] if joint else []
-        lines.append([name, *cells, *own, volume, f"{paths:.0f}", f"{bits:.1f}"])
+        lines.append([name, *cells, *own, f"{_mean_hypervolume(rows):.3f}", f"{paths:.0f}", f"{bits:.1f}"])
     return Grid(
         f"{', '.join(regimes)}: test accuracy [%] at a share of the dense compute; {full}; {_seeds(evaluations)}",
         ["network", *map(_percent, budgets), *["own full net"] * joint, "hypervolume", "paths", "bits"],
@@ -96,8 +94,8 @@ def accuracy_grid(evaluations: Evaluations) -> Grid:
 def difference_grid(evaluations: Evaluations) -> Grid:
     """Each algorithm's accuracy minus that of each other network at each budget.
 
-    Means over seeds with their 95% interval where there are at least `MANY_SEEDS`; fewer have a line each, with the
-    interval of the paired test on the test images.
+    Means over seeds where there are at least `MANY_SEEDS`; fewer have a line each. The 95% interval of one seed is that
+    of the paired test on the test images, that of a mean holds the chance of seeds and of images.
     """
     evaluations = by_regime(evaluations)
     budgets = _budgets(evaluations)
@@ -114,7 +112,7 @@ def difference_grid(evaluations: Evaluations) -> Grid:
         f"difference in test accuracy [points]; {_seeds(evaluations)}",
         ["networks", *map(_percent, budgets)],
         lines,
-        f"in brackets 95%: of the images with fewer than {MANY_SEEDS} seeds, of the mean over seeds with more",
+        f"in brackets 95%: of the images with fewer than {MANY_SEEDS} seeds, of images and seeds with more",
     )
 
 
@@ -141,7 +139,8 @@ def _difference(tests: Sequence[dict[str, float]]) -> str:
     values = np.array([test["difference"] for test in tests])
     if 1 < len(tests) < MANY_SEEDS:  # of a comparison that is not finished
         return f"{100 * values.mean():+.2f}"
-    low, high = (tests[0]["low"], tests[0]["high"]) if len(tests) == 1 else mean_interval(values)
+    image_error = float(np.mean([test["high"] - test["low"] for test in tests])) / 2
+    low, high = (tests[0]["low"], tests[0]["high"]) if len(tests) == 1 else mean_interval(values, image_error)
     return f"{100 * values.mean():+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
 
 
@@ -179,7 +178,7 @@ def _series(evaluations: Evaluations) -> dict[str, list[dict[str, Any]]]:
     """Numbers of each cell by network: the algorithms, then the baselines at their compute."""
     networks: dict[str, list[dict[str, Any]]] = {evaluation["algorithm"]: [] for evaluation in evaluations}
     for evaluation in evaluations:
-        cell = {"budget": evaluation["budget"], "seed": evaluation["seed"]}
+        cell = {name: evaluation[name] for name in ("algorithm", "budget", "seed")}
         own = {**evaluation["net"], "full": evaluation["dense"]["accuracy"], "signs": _signs(evaluation)}
         networks[evaluation["algorithm"]].append({**cell, **own})
         at_its_compute = abs(evaluation["net"]["macs_fraction"] - evaluation["budget"]) <= OFF_BUDGET
@@ -198,6 +197,14 @@ def _own_full_net(rows: Sequence[dict[str, Any]]) -> str:
     """What all blocks of an algorithm's own nets reach, in the mean; baselines have none."""
     full = _by_seed([row for row in rows if "full" in row], "full")
     return f"{100 * full.mean():.2f}" if len(full) else "-"
+
+
+def _mean_hypervolume(rows: Sequence[dict[str, Any]]) -> float:
+    """Over algorithms and seeds, of each at all budgets: more of them would dominate more by chance."""
+    groups: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for row in rows:
+        groups.setdefault((row["algorithm"], row["seed"]), []).append((row["macs_fraction"], row["accuracy"]))
+    return float(np.mean([hypervolume(*np.array(points).T) for points in groups.values()]))
 
 
 def _by_seed(rows: Sequence[dict[str, Any]], key: str) -> NDArray[np.float64]:

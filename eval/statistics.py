@@ -66,13 +66,22 @@ def geometric_mean(values: Float[np.ndarray, " N"]) -> float:
     return float(np.exp(np.log(values).mean()))
 
 
-def mean_interval(values: Float[np.ndarray, " N"]) -> tuple[float, float]:
-    """95% interval of the mean of a few runs, by Student's t; ValueError of fewer than two.
+def mean_interval(values: Float[np.ndarray, " N"], shared_error: float = 0.0) -> tuple[float, float]:
+    """95% interval of the mean of a few runs, by Student's t.
 
     The bootstrap's percentiles of three runs are the least and the largest of them, which hold the mean three times of
     four only.
+
+    Args:
+        values: of each run.
+        shared_error: half the 95% interval of an error that all runs have in common, as that of the images on which
+            all are measured; it does not shrink with their number.
+
+    Raises:
+        ValueError: if there are fewer than two values.
     """
     if len(values) < 2:
         raise ValueError(f"values: expected at least 2, got {len(values)}")
-    half = float(student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    of_runs = float(student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    half = math.hypot(of_runs, shared_error)
     return float(values.mean()) - half, float(values.mean()) + half

@@ -220,8 +220,9 @@ def test_the_table_has_means_and_intervals(evaluations: list[dict[str, Any]]) ->
     assert "dense 90.00; 2 seeds" in " ".join(" ".join(lines[:3]).split())
     ppo = next(line for line in lines if " ppo " in line)
     assert "75.00 │" in ppo and "85.00 => │" in ppo  # at 30% the second seed is behind
-    assert "0.585" in ppo  # 0.8 from 30% of the compute on, 0.85 from half
+    assert "0.537" in ppo  # 0.8 from 30% of the compute on, 0.85 from half; of the other seed 0.7 from 30%
     first_k = next(line for line in lines if "first k" in line)
+    assert "0.323" in first_k  # 0.5 from 30% on, twice, and 0.54 from half; not of all points together
     assert "50.00 │" in first_k and "52.00 │" in first_k  # of one seed, beside two algorithms
     assert any("oracle" in line and "95.00" in line for line in lines)
     assert frontiers(evaluations) == {
@@ -256,7 +257,7 @@ def test_what_all_blocks_of_jointly_trained_nets_reach_has_a_column(evaluations:
     assert {row[0].strip(): row[column] for row in grid.rows[:3]} == {"ppo": "85.00", "a2c": "60.00", "first k": "-"}
 
 
-def test_differences_have_the_interval_of_the_images_or_of_the_seeds(evaluations: list[dict[str, Any]]) -> None:
+def test_differences_have_the_interval_of_the_images_or_of_images_and_seeds(evaluations: list[dict[str, Any]]) -> None:
     grid = difference_grid(evaluations)
     assert list(grid.headings) == ["networks", "30%", "50%"]
     assert grid.rows == [
@@ -272,8 +273,8 @@ def test_differences_have_the_interval_of_the_images_or_of_the_seeds(evaluations
     assert accuracy_grid(many).rows[0][1:3] == ["76.67 [62.32, 91.01]", "85.00 =>"]
     grid = difference_grid(many)
     assert grid.rows[:2] == [
-        ["ppo - dense", "-13.33 [-27.68, +1.01]", "-5.00 [-20.00, +10.00]"],
-        ["ppo - first k", "+26.67 [+12.32, +41.01]", "+35.00 [+10.00, +50.00]"],
+        ["ppo - dense", "-13.33 [-34.09, +7.42]", "-5.00 [-20.00, +10.00]"],
+        ["ppo - first k", "+26.67 [-1.44, +54.77]", "+35.00 [+10.00, +50.00]"],
     ]
 
 
@@ -325,6 +326,15 @@ def test_the_interval_of_a_mean_of_runs() -> None:
     assert mean_interval(np.array([2.0, 2.0])) == (2.0, 2.0)
     with pytest.raises(ValueError, match="values: expected at least 2, got 1"):
         mean_interval(np.array([2.0]))
+
+
+def test_the_interval_holds_an_error_that_runs_share() -> None:
+    """As that of the images which all are measured on, and which no number of runs makes smaller."""
+    rng = np.random.default_rng(0)
+    runs = rng.normal(size=(4_000, 10)) + rng.normal(size=(4_000, 1))
+    alone, shared = ([low < 0 < high for low, high in (mean_interval(run, e) for run in runs)] for e in (0.0, 1.96))
+    assert np.mean(alone) < 0.6
+    assert np.mean(shared) == pytest.approx(0.95, abs=0.015)
 
 
 def test_what_was_evaluated_beside_other_rivals_is_evaluated_again(tmp_path: Path) -> None:
