@@ -64,7 +64,7 @@ class Observer(nn.Module):
         observation[:, layout.depth.stop] = spent / self.all_macs
         if layout.shows_budget:
             observation[:, layout.budget] = budget
-        return State(tokens, logits, observation, spent)
+        return State(tokens, logits, observation.to(self._next_unit.dtype), spent)
 
     def before(self, window: slice, observation: Float[Tensor, "B O"]) -> Float[Tensor, "Q O"]:
         """What each row sees before each unit of a window if it skips those before it, row by row: Q = B * units."""

@@ -171,14 +171,14 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
         raise ValueError(f"{path}: expected a run that was trained, got a planner taught by {record['distilled_from']}")
     recorded = record.get("train", {})
     for name, value in settings.items():
-        found, expected = (_comparable(wanted) for wanted in (recorded.get(name), value))
+        found, expected = (comparable(wanted) for wanted in (recorded.get(name), value))
         if found != expected:
             raise ValueError(
                 f"{path}: expected a run with {name} {expected}, got {found}; choose another folder, or remove this one"
             )
 
 
-def _comparable(value: Any) -> Any:
+def comparable(value: Any) -> Any:
     """A setting; the environment's without where it runs, and with defaults for arguments that came after a run."""
     if not isinstance(value, dict) or "data_root" not in value:
         return value

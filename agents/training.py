@@ -29,7 +29,7 @@ from .extraction import extract_planner
 from .image_runner import make_runner
 from .joint import JointTraining, check_rounds
 from .policy import Policy
-from .run_directory import check_settings, is_run, read
+from .run_directory import check_settings, comparable, is_run, read
 
 CALIBRATION_IMAGES = 2_000
 
@@ -89,6 +89,10 @@ class TrainConfig:
         reserved = RESERVED & self.hyperparameters.keys()
         if reserved:
             raise ValueError(f"hyperparameters: expected none of {', '.join(sorted(RESERVED))}, got {sorted(reserved)}")
+        try:
+            json.dumps(self.hyperparameters)
+        except TypeError as error:
+            raise ValueError(f"hyperparameters: expected JSON values, which a run can record, got: {error}") from error
 
     @property
     def env_config(self) -> EnvConfig:
@@ -169,7 +173,7 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
     statistics, joint, callbacks = _callbacks(config, core, extract, progress_bar)
     checkpoint = Checkpoint(
         path / "checkpoint.safetensors",
-        config.record,
+        {name: comparable(setting) for name, setting in config.record.items()},
         agent,
         core,
         {type(callback).__name__: callback for callback in callbacks if isinstance(callback, Resumable)},

@@ -146,7 +146,9 @@ def _validated(trial: Trial) -> dict[str, float]:
     if not is_run(trial.folder):
         train(trial.config, trial.folder, progress_bar=False)
     env = trial.config.env_config
-    found = measure(DynamicViT.load(trial.folder), load_dataset(env.dataset, trial.judged_on, env.data_root))
+    found = measure(
+        DynamicViT.load(trial.folder, device=env.device), load_dataset(env.dataset, trial.judged_on, env.data_root)
+    )
     return {"accuracy": found.accuracy, "macs_fraction": found.macs_fraction}
 
 

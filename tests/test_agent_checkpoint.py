@@ -112,6 +112,16 @@ def test_the_checkpoint_of_other_settings_is_refused(tmp_path: Path, kill: Any) 
         train(make_config(), tmp_path, progress_bar=False)
 
 
+def test_data_may_have_moved(tmp_path: Path, kill: Any) -> None:
+    """As for a finished run."""
+    straight = train(make_config(), tmp_path / "straight", progress_bar=False)
+    kill(2)
+    with pytest.raises(Killed):
+        train(make_config(), tmp_path / "moved", progress_bar=False)
+    resumed = train(make_config(env={"data_root": "elsewhere"}), tmp_path / "moved", progress_bar=False)
+    assert resumed.curve == straight.curve
+
+
 def test_wall_time_adds_up(tmp_path: Path, kill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10_000))
     monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: float(next(clock)))

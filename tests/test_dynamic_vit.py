@@ -12,6 +12,7 @@ import torch
 from nets import RULES, distinct, make_net, roll_out
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from toys import MERGING
 
 from vitskip.agents import DynamicViT, Policy, baselines
 from vitskip.agents.budget import calibrate
@@ -269,6 +270,19 @@ def test_uint8_and_float_images_agree(images: Tensor, rule: str, mode: str) -> N
     from_bytes, masks = net(images), keep_mask_of(net)
     assert torch.equal(net(images.float() / 255), from_bytes)
     assert torch.equal(keep_mask_of(net), masks)
+
+
+@pytest.mark.parametrize("rule", [*RULES, "plan"])
+@pytest.mark.parametrize("backbone", ["tiny-vit4", MERGING])
+def test_it_runs_in_half_precision(images: Tensor, rule: str, backbone: str) -> None:
+    """On the same paths, and with the same answers, but where an image is at the edge."""
+    net = make_net(rule, backbone=load_backbone(backbone))
+    expected, paths = net(images), keep_mask_of(net)
+    actual = net.bfloat16()(images)
+    assert actual.dtype == torch.bfloat16
+    same = (keep_mask_of(net) == paths).all(1)
+    assert same.float().mean() > 0.6
+    assert (actual[same].argmax(1) == expected[same].argmax(1)).float().mean() > 0.9
 
 
 @EVERY_RULE
