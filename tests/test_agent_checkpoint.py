@@ -118,7 +118,7 @@ def test_data_may_have_moved(tmp_path: Path, kill: Any) -> None:
     kill(2)
     with pytest.raises(Killed):
         train(make_config(), tmp_path / "moved", progress_bar=False)
-    resumed = train(make_config(env={"data_root": "elsewhere"}), tmp_path / "moved", progress_bar=False)
+    resumed = train(make_config(env={"data_root": str(tmp_path)}), tmp_path / "moved", progress_bar=False)
     assert resumed.curve == straight.curve
 
 

@@ -25,7 +25,7 @@ from vitskip.eval.comparison_report import accuracy_grid, difference_grid, front
 from vitskip.eval.grid import Grid
 from vitskip.eval.statistics import mean_interval
 
-BASE = TrainConfig(total_timesteps=16 * DEPTH, num_envs=16, env={**TINY})
+BASE = TrainConfig(total_timesteps=2 * 16 * DEPTH, num_envs=16, env={**TINY})
 
 
 def test_the_cells_are_all_combinations_first_seed_first(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_memory_for_states_changes_no_result(tmp_path: Path, monkeypatch: pyte
 def test_a_run_that_was_trained_otherwise_is_refused(tmp_path: Path) -> None:
     compare(make_cells(BASE, tmp_path, ["a2c"], [0.8], [0]), static_mask_images=0, progress_bar=False)
     for change, message in [
-        ({"total_timesteps": 32 * DEPTH}, f"expected a run with total_timesteps {32 * DEPTH}, got {16 * DEPTH}"),
+        ({"total_timesteps": 48 * DEPTH}, f"expected a run with total_timesteps {48 * DEPTH}, got {32 * DEPTH}"),
         ({"env": {**TINY, "cost_weight": 0.7}}, "expected a run with env"),
         ({"hyperparameters": {"gamma": 0.5}}, "expected a run with hyperparameters"),
     ]:
