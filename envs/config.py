@@ -15,8 +15,9 @@ from ..backbone.augment import AUGMENTATIONS, with_copies
 from ..backbone.datasets import Split
 from ..backbone.protocol import ActionUnit
 from ..backbone.registry import unknown_name
+from .cost import check_cost
 from .observation import ObservationKind
-from .reward import COSTS, TASK_REWARDS
+from .reward import TASK_REWARDS
 
 Order = Literal["random", "sequential"]
 
@@ -66,7 +67,8 @@ class EnvConfig:
         observation: "belief" (what the head says now, depth, compute), "confidence" (the same without the classes'
             probabilities, for agents that learn on few images) or "tokens" (the belief and the tokens' summary).
         reward: task reward at the end of the episode, a name in `TASK_REWARDS`.
-        cost: price of a block, a name in `COSTS`.
+        cost: what the price of a block goes by: "macs", or "latency:FILE", a table of times that `vitskip latency` has
+            measured; budgets are of MACs in any case.
         cost_weight: what running every block costs, in units of the task reward; at least 0.
         budgets: shares of the dense compute in (0, 1); each episode draws one and shows it to the agent. Each has its
             own cost weight, the same for all until one steers them (`vitskip train` does). Without any, none is shown.
@@ -101,13 +103,13 @@ class EnvConfig:
             "augmentation": tuple(AUGMENTATIONS),
             "observation": get_args(ObservationKind),
             "reward": tuple(TASK_REWARDS),
-            "cost": tuple(COSTS),
             "action_unit": get_args(ActionUnit),
             "order": get_args(Order),
         }
         for argument, valid in choices.items():
             if getattr(self, argument) not in valid:
                 raise unknown_name(argument, getattr(self, argument), valid)
+        check_cost(self.cost)
         for argument in ("cost_weight", "prefix_cache"):
             _check_not_negative(argument, getattr(self, argument))
         if isinstance(self.copies, bool) or not isinstance(self.copies, int) or self.copies < 1:

@@ -12,9 +12,10 @@ from torch import Tensor
 from ..backbone import Backbone, Dataset
 from ..backbone.protocol import num_units, unit_runner
 from .config import EnvConfig
+from .cost import cost_shares
 from .observation import ObservationLayout
 from .prefix_cache import PrefixCache
-from .reward import COSTS, TASK_REWARDS, Outcome
+from .reward import TASK_REWARDS, Outcome
 
 
 class Action(IntEnum):
@@ -71,7 +72,7 @@ class SkipCore:
             raise ValueError(f"cost_weight: expected more than 0 for reward {config.reward!r}, got 0")
         self._macs = np.array(backbone.macs.units(config.action_unit), np.int64)
         self._fixed_macs, self._dense_macs = backbone.macs.stem + backbone.macs.head, backbone.macs.dense
-        self.cost_share = COSTS[config.cost](backbone, config.action_unit)
+        self.cost_share = cost_shares(config.cost, backbone, config.action_unit)
         self.cost_weight = np.full(max(1, len(config.budgets)), float(config.cost_weight))
         self.budgets = np.array(config.budgets)
         self.forced_units = 0

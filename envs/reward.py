@@ -10,13 +10,9 @@ With share_u the cost share of unit u (the shares sum to 1), the return of an ep
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from numpy.typing import NDArray
 from torch import Tensor
-
-from ..backbone.protocol import ActionUnit, Backbone
 
 
 @dataclass(frozen=True)
@@ -121,12 +117,3 @@ def _full_logits(outcome: Outcome, reward: str) -> Float[Tensor, "B K"]:
     if outcome.full_logits is None:
         raise ValueError(f"full_logits: expected the full net's logits for the reward {reward!r}, got None")
     return outcome.full_logits
-
-
-def macs_cost(backbone: Backbone, action_unit: ActionUnit) -> NDArray[np.float64]:
-    """Share of each unit in the MACs of all units, [U], summing to 1."""
-    macs = np.array(backbone.macs.units(action_unit), np.float64)
-    return macs / macs.sum()
-
-
-COSTS: dict[str, Callable[[Backbone, ActionUnit], NDArray[np.float64]]] = {"macs": macs_cost}

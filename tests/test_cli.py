@@ -23,6 +23,7 @@ COMMANDS = (
     "download",
     "pretrain",
     "depth",
+    "latency",
     "train",
     "distill",
     "evaluate",
@@ -36,6 +37,7 @@ TINY = ["--backbone", "tiny-vit4", "--dataset", "tiny-digits"]
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 BATCH = '{"batch_size": 64}'
 SMALL = ["--embed-dim", "8", "--depth", "2", "--patch-size", "16", "--epochs", "1", "--dataset", "small-digits"]
+HALF = ["--action-unit", "half"]
 NO_MASKS = ["--static-mask-images", "0"]
 
 # name: arguments, and what the message must say. RUN, FILE and BROKEN stand for paths.
@@ -143,11 +145,13 @@ def finished(folder: Path) -> dict[str, Finished]:
         "pretrain": ["pretrain", "--out", "small", *SMALL, "--json", "pretrain.json"],
         "fine-tune": ["pretrain", "--out", "tuned", "--start", "small", *SMALL[-4:], "--skip", "half"],
         "depth of a folder": ["depth", "--backbone", "tuned", "--dataset", "small-digits"],
+        "latency": ["latency", *TINY, *HALF, "--rounds", "4", "--json", "latency.json"],
+        "train by latency": ["train", "TIMED", *TINY, *timesteps, *HALF, "--cost", "latency:latency.json"],
         "depth": ["depth", *TINY, "--split", "validation", "--json", "depth.json"],
         **{f"wrong {name}": arguments for name, (arguments, _) in WRONG.items()},
         **{f"unparsable {name}": arguments for name, (arguments, _) in UNPARSABLE.items()},
     }
-    names = ("RUN", "RUN2", "JOINT", "FILE", "BROKEN")
+    names = ("RUN", "RUN2", "JOINT", "TIMED", "FILE", "BROKEN")
     absolute = [[str(folder / word) if word in names else word for word in line] for line in lines.values()]
     (folder / "lines.json").write_text(json.dumps(absolute))
     driver = Path(__file__).with_name("cli_driver.py")
@@ -315,6 +319,15 @@ def test_fine_tuning_goes_on_from_a_folder(finished: dict[str, Finished], folder
     assert second["architecture"] == first["architecture"]
     assert second["recipe"]["skip"] == "half" and "--start small" in second["command"]
     assert "accuracy under skipping" in check(finished["depth of a folder"])
+
+
+def test_latency_is_a_price(finished: dict[str, Finished], folder: Path) -> None:
+    assert "latency of each half-block, batches of 64 on cpu" in check(finished["latency"])
+    table = json.loads((folder / "latency.json").read_text())
+    assert (table["backbone"], table["action_unit"], len(table["seconds"])) == ("tiny-vit4", "half", 8)
+    check(finished["train by latency"])
+    record = json.loads((folder / "TIMED" / "run.json").read_text())["record"]
+    assert record["train"]["env"]["cost"] == "latency:latency.json"
 
 
 def test_depth(finished: dict[str, Finished], folder: Path) -> None:

@@ -70,6 +70,8 @@ def test_a_faces_own_arguments_are_suggested_too(face: str, argument: str, neare
         ("reward", "accuracy", "unknown reward 'accuracy': expected one of blockdrop, correct, "),
         ("cost", "flops", "unknown cost 'flops': expected one of "),
         ("cost", "mac", "; did you mean 'macs'?"),
+        ("cost", "latency", "unknown cost 'latency': expected one of latency:FILE, macs"),
+        ("cost", "latency:", "unknown cost 'latency:': expected one of latency:FILE, macs"),
         ("observation", "token", "; did you mean 'tokens'?"),
         ("split", "val", "unknown split 'val': expected one of test, train, validation"),
         ("split", "tests", "; did you mean 'test'?"),

@@ -10,7 +10,8 @@ from torch import Tensor
 from toys import DEPTH, tiny_core, tiny_vit4
 
 from vitskip.backbone import run_masked
-from vitskip.envs.reward import COSTS, TASK_REWARDS, Outcome, blockdrop, correct, dynavit, gain, kl, logprob, margin
+from vitskip.envs.cost import cost_shares
+from vitskip.envs.reward import TASK_REWARDS, Outcome, blockdrop, correct, dynavit, gain, kl, logprob, margin
 
 EVERY_REWARD = pytest.mark.parametrize("reward", sorted(TASK_REWARDS))
 LOG = math.log
@@ -95,21 +96,12 @@ def test_each_row_has_its_own_reward(reward: str) -> None:
         torch.testing.assert_close(together[rows], alone)
 
 
-@pytest.mark.parametrize("action_unit", ["block", "half"])
-@pytest.mark.parametrize("cost", sorted(COSTS))
-def test_cost_shares_sum_to_one(cost: str, action_unit: str) -> None:
-    shares = COSTS[cost](tiny_vit4(), action_unit)
-    assert shares.shape == (DEPTH if action_unit == "block" else 2 * DEPTH,)
-    assert (shares > 0).all()
-    assert shares.sum() == pytest.approx(1, abs=1e-12)
-
-
 def test_cost_shares_by_hand() -> None:
     """Five tokens of width 16: attention 4 * 5 * 16^2 + 2 * 5^2 * 16 MACs, MLP 2 * 5 * 16 * 64."""
     attention, mlp = 4 * 5 * 16**2 + 2 * 5**2 * 16, 2 * 5 * 16 * 64
-    half = COSTS["macs"](tiny_vit4(), "half")
+    half = cost_shares("macs", tiny_vit4(), "half")
     np.testing.assert_allclose(half, np.array([attention, mlp] * DEPTH) / (DEPTH * (attention + mlp)))
-    np.testing.assert_allclose(COSTS["macs"](tiny_vit4(), "block"), [1 / DEPTH] * DEPTH)
+    np.testing.assert_allclose(cost_shares("macs", tiny_vit4(), "block"), [1 / DEPTH] * DEPTH)
 
 
 @EVERY_REWARD
@@ -137,7 +129,7 @@ def test_the_return_is_the_task_term_minus_the_price_of_compute(
     spent = torch.from_numpy((core.info()["macs"] - start) / total).float()
     price = 0.0 if reward in ("blockdrop", "dynavit") else cost_weight
     torch.testing.assert_close(rewards.sum(1), task - price * spent, rtol=1e-4, atol=1e-5)
-    shares = torch.from_numpy(COSTS["macs"](backbone, action_unit) * keep_mask).float()
+    shares = torch.from_numpy(cost_shares("macs", backbone, action_unit) * keep_mask).float()
     torch.testing.assert_close(rewards[:, :-1], -price * shares[:, :-1])  # dense: each block is paid when it runs
     assert rewards.dtype == torch.float32
 

@@ -12,11 +12,13 @@ import tyro
 from vitskip.agents.run_directory import refuse_run, versions
 from vitskip.backbone import load_backbone, load_dataset
 from vitskip.backbone.backbones import build_backbone
+from vitskip.backbone.protocol import ActionUnit
 from vitskip.backbone.recipe import Recipe
 from vitskip.backbone.start import start_backbone
 from vitskip.backbone.vit import Stem
 from vitskip.envs.config import check_device
 from vitskip.eval.depth import depth_profile
+from vitskip.eval.latency import unit_latency
 from vitskip.eval.pretraining import pretrain_and_measure
 from vitskip.eval.skip_tolerance import skip_tolerance
 from vitskip.eval.tables import depth_table, skip_table
@@ -144,6 +146,35 @@ def depth(
         "skip_tolerance": tolerance.summary(),
     }
     write_result(json, {"backbone": backbone, "dataset": dataset, "split": split, "versions": versions(), **values})
+
+
+def latency(
+    backbone: str = "digits-vit12",
+    dataset: str = "digits",
+    data_root: str | None = None,
+    action_unit: ActionUnit = "block",
+    batch_size: int = 64,
+    rounds: int = 40,
+    device: str = "cpu",
+    json: Path | None = None,
+) -> None:
+    """Measure how long each (half-)block takes, as a price for agents: `--cost latency:FILE`.
+
+    Args:
+        backbone: registered name, or a folder of `vitskip pretrain`.
+        dataset: registered name; its validation images are run.
+        data_root: folder of the data set, where it lives in files.
+        action_unit: "block", or "half" for attention and MLP apart.
+        batch_size: images in a batch.
+        rounds: through all units, of which the first quarter warms up.
+        device: where to run.
+        json: also write the table here, the FILE of that price.
+    """
+    net, part = load_backbone(backbone).to(check_device(device)).eval(), load_dataset(dataset, "validation", data_root)
+    part.check_fits(net)
+    found = unit_latency(net, part.images, action_unit=action_unit, batch_size=batch_size, rounds=rounds)
+    console.print(found.grid().table())
+    write_result(json, {**found.summary(), "backbone": backbone, "dataset": dataset, "versions": versions()})
 
 
 def download(dataset: tyro.conf.Positional[str], data_root: tyro.conf.Positional[Path]) -> None:

@@ -26,7 +26,7 @@ from vitskip.eval.throughput import BATCH_SIZES
 from vitskip.eval.throughput import benchmark as benchmark_net
 
 from .agent_cli import compare, distill, report, sweep, train
-from .backbone_cli import depth, download, pretrain
+from .backbone_cli import depth, download, latency, pretrain
 from .output import console, write_result
 
 
@@ -134,7 +134,7 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         console.print(version("vitskip"))
         return
-    commands = (download, pretrain, depth, train, distill, evaluate, benchmark, compare, report, sweep, demo)
+    commands = (download, pretrain, depth, latency, train, distill, evaluate, benchmark, compare, report, sweep, demo)
     try:
         tyro.extras.subcommand_cli_from_dict({command.__name__: command for command in commands}, prog="vitskip")
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
