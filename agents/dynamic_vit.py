@@ -23,6 +23,7 @@ from .observer import Observer, State
 from .policy import Policy
 
 Mode = Literal["dense", "gather"]
+OVERSHOOT = 0.1  # beyond [0, 1], as bicubic resizing has it
 FEW_ROWS = 4  # up to which an operation costs more than its arithmetic, so that deciding ahead saves time
 
 
@@ -102,10 +103,14 @@ class DynamicViT(nn.Module):
         Images of another size than the backbone's are resized. Runs without gradients, in torch's inference mode.
 
         Raises:
-            ValueError: if the images are not square and coloured.
+            ValueError: if the images are not square and coloured, or not in that range.
         """
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
             raise ValueError(f"images: expected shape [B, 3, S, S], got {list(images.shape)}")
+        if images.is_floating_point() and len(images):
+            low, high = (value.item() for value in images.aminmax())
+            if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
+                raise ValueError(f"images: expected values in [0, 1], not normalised, got [{low:.4g}, {high:.4g}]")
         with torch.inference_mode():
             logits, trace = self._run(images)
         self.last_trace = Trace(trace.keep_mask.clone(), trace.macs.clone())

@@ -91,6 +91,11 @@ def register_dataset(name: str, factory: DatasetFactory) -> None:
     _DATASETS.register(name, factory)
 
 
+def check_dataset(name: str) -> None:
+    """Raise ValueError, with the nearest name, if no data set of that name is registered."""
+    _ = _DATASETS[name]
+
+
 def load_dataset(name: str, split: Split, data_root: str | Path | None = None) -> Dataset:
     """Load one split of a registered data set.
 

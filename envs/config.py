@@ -12,7 +12,7 @@ import torch
 
 from ..backbone import Backbone, Dataset, load_backbone, load_dataset
 from ..backbone.augment import AUGMENTATIONS, with_copies
-from ..backbone.datasets import Split
+from ..backbone.datasets import Split, check_dataset
 from ..backbone.protocol import ActionUnit
 from ..backbone.registry import unknown_name
 from .cost import check_cost
@@ -20,6 +20,8 @@ from .observation import ObservationKind
 from .reward import TASK_REWARDS
 
 Order = Literal["random", "sequential"]
+BACKBONES = {"digits": "digits-vit12", "cifar10": "cifar10-p4-vit12-nested", "cifar100": "cifar100-p4-vit12-nested"}
+"""What is run on a data set where no backbone is named: the one that is shipped for agents."""
 
 _PROCESS = os.getpid()  # where this module was imported: a worker that finds it imported was forked, not spawned
 
@@ -62,7 +64,7 @@ class EnvConfig:
             "none" leaves it alone.
         copies: versions of each image, itself included, where there is an augmentation; they follow the images
             themselves, so that image i of N comes again as i + N, i + 2N, ...
-        backbone: name of a registered backbone.
+        backbone: name of a registered backbone; if it is empty, the one shipped for the data set.
         device: where the backbone runs, as PyTorch names it.
         observation: "belief" (what the head says now, depth, compute), "confidence" (the same without the classes'
             probabilities, for agents that learn on few images) or "tokens" (the belief and the tokens' summary).
@@ -86,7 +88,7 @@ class EnvConfig:
     split: Split = "train"
     augmentation: str = "none"
     copies: int = 4
-    backbone: str = "digits-vit12"
+    backbone: str = ""
     device: str = "cpu"
     observation: ObservationKind = "belief"
     reward: str = "correct"
@@ -118,6 +120,7 @@ class EnvConfig:
         for argument in ("dataset", "backbone", "device"):
             if not isinstance(getattr(self, argument), str):
                 raise ValueError(f"{argument}: expected a name (a string), got {getattr(self, argument)!r}")
+        object.__setattr__(self, "backbone", self.backbone or backbone_for(self.dataset))
         if not isinstance(self.data_root, str | None):
             raise ValueError(f"data_root: expected a folder's path (a string) or None, got {self.data_root!r}")
 
@@ -138,7 +141,7 @@ class EnvConfig:
 
     def changed(self) -> EnvArguments:
         """Those of the arguments that differ from their defaults."""
-        defaults = asdict(EnvConfig())
+        defaults = asdict(EnvConfig()) | {"backbone": BACKBONES.get(self.dataset)}
         return EnvArguments(**{name: value for name, value in asdict(self).items() if value != defaults[name]})
 
     def load_dataset(self, split: Split | None = None) -> Dataset:
@@ -150,6 +153,18 @@ class EnvConfig:
     def load_backbone(self) -> Backbone:
         """The frozen backbone on its device, shared by all environments of this process."""
         return _shared_backbone(self.backbone, str(check_device(self.device)))
+
+
+def backbone_for(dataset: str) -> str:
+    """Name of the backbone that is shipped for a data set.
+
+    Raises:
+        ValueError: if the data set is unknown, or none is shipped for it.
+    """
+    check_dataset(dataset)
+    if dataset not in BACKBONES:
+        raise ValueError(f"backbone: expected the name of one that knows the data set {dataset!r}, got none")
+    return BACKBONES[dataset]
 
 
 def _check_not_negative(argument: str, value: Any) -> None:

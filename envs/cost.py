@@ -1,7 +1,9 @@
 """What a unit costs an agent: its share in the MACs of all units, or in the time that they take."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,12 +37,12 @@ def cost_shares(name: str, backbone: Backbone, action_unit: ActionUnit) -> NDArr
     if name == "macs":
         costs = np.array(backbone.macs.units(action_unit), np.float64)
     else:
-        costs = _read_latency(Path(name.removeprefix(LATENCY)), len(backbone.macs.units(action_unit)), action_unit)
+        costs = _read_latency(Path(name.removeprefix(LATENCY)), backbone.macs.units(action_unit))
     return costs / costs.sum()
 
 
-def _read_latency(path: Path, units: int, action_unit: ActionUnit) -> NDArray[np.float64]:
-    """Seconds that each unit takes, [U]."""
+def _read_latency(path: Path, macs: Sequence[int]) -> NDArray[np.float64]:
+    """Seconds that each unit takes, [U], of a backbone whose units have these MACs."""
     if not path.is_file():
         raise FileNotFoundError(f"cost: expected a table of `vitskip latency`, found no file at {path}")
     try:
@@ -49,13 +51,20 @@ def _read_latency(path: Path, units: int, action_unit: ActionUnit) -> NDArray[np
         raise ValueError(f"cost: expected JSON in {path}, got: {error}") from error
     if not isinstance(table, dict) or table.get("format") != LATENCY_FORMAT:
         raise ValueError(f"cost: expected a table of `vitskip latency` in {path}, got something else")
-    seconds = table.get("seconds")
-    if table.get("action_unit") != action_unit or not isinstance(seconds, list) or len(seconds) != units:
-        found = len(seconds) if isinstance(seconds, list) else seconds
+    if table.get("macs") != list(macs):
         raise ValueError(
-            f"cost: expected the times of {units} units ({action_unit}) in {path}, "
-            f"got {found} ({table.get('action_unit')})"
+            f"cost: expected the times of units with {_shown(list(macs))} MACs in {path}, "
+            f"got those of a table with {_shown(table.get('macs'))}"
         )
-    if not all(isinstance(value, int | float) and 0 < value < float("inf") for value in seconds):
-        raise ValueError(f"cost: expected times of more than 0 seconds in {path}, got {seconds}")
+    seconds = table.get("seconds")
+    if not (isinstance(seconds, list) and len(seconds) == len(macs) and all(map(_is_time, seconds))):
+        raise ValueError(f"cost: expected {len(macs)} times of more than 0 seconds in {path}, got {seconds}")
     return np.array(seconds, np.float64)
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < float("inf")
+
+
+def _shown(macs: Any) -> str:
+    return f"{len(macs)} times {macs[0]}" if isinstance(macs, list) and len(set(map(str, macs))) == 1 else str(macs)

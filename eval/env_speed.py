@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..agents.run_directory import versions, write_json
 from ..backbone import load_backbone
+from ..envs.config import EnvConfig
 from ..envs.sb3 import make_sb3_env
 
 ENV_ID = "ViTSkip-v0"
@@ -47,7 +48,7 @@ def measure_env_speed(num_envs: int, arguments: dict[str, Any]) -> dict[str, flo
     contestants: dict[str, Callable[[], None]] = {
         "native": lambda: _roll(native.step, actions),
         "sb3": lambda: _roll(venv.step, actions),
-        "blocks": _block_calls(arguments.get("backbone", "digits-vit12"), actions),
+        "blocks": _block_calls(EnvConfig.from_arguments(arguments).backbone, actions),
     }
     native.reset(seed=0)
     venv.reset()

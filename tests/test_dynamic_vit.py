@@ -134,18 +134,35 @@ def test_run_all_is_the_backbone_and_skip_all_its_head_on_the_embedding(
 
 @EVERY_RULE
 @MODES
-def test_other_rows_cannot_change_a_row(images: Tensor, rule: str, mode: str) -> None:
-    """Neither other images, be they NaN, nor their absence."""
+def test_other_rows_cannot_change_a_row(images: Tensor, rule: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither other tokens, be they NaN, nor other images, nor their absence."""
     net, pixels = make_net(rule, kind="tokens", mode=mode), images.float() / 255
-    expected, masks = net(pixels), keep_mask_of(net)
+    expected, masks, embed = net(pixels), keep_mask_of(net), net.backbone.embed
     for row in range(0, COUNT, 7):
-        for garbage in (torch.full_like(pixels, torch.nan), 1 - pixels):
-            garbage[row] = pixels[row]
-            close(net(garbage)[row], expected[row])
+        others = torch.arange(COUNT)[:, None, None] != row
+        for value, garbage in ((torch.nan, pixels), (None, torch.where(others[..., None], 1 - pixels, pixels))):
+            with monkeypatch.context() as patch:
+                if value is not None:
+                    patch.setattr(net.backbone, "embed", lambda x, w=others, v=value: embed(x).masked_fill(w, v))
+                close(net(garbage)[row], expected[row])
             assert torch.equal(keep_mask_of(net)[row], masks[row])
             assert rule == "mask" or not torch.equal(keep_mask_of(net), masks)
         close(net(pixels[row : row + 1])[0], expected[row])
         assert torch.equal(keep_mask_of(net), masks[row : row + 1])
+
+
+@pytest.mark.parametrize(("change", "got"), [(lambda x: (x - 0.5) / 0.25, r"\[-2, 2\]"), (lambda x: 255 * x, "255")])
+def test_images_that_were_normalised_or_not_scaled_are_refused(images: Tensor, change: Any, got: str) -> None:
+    with pytest.raises(ValueError, match=rf"images: expected values in \[0, 1\], not normalised, got .*{got}"):
+        make_net()(change(images.float() / 255))
+
+
+def test_images_that_are_no_numbers_are_refused(images: Tensor) -> None:
+    pixels = images.float() / 255
+    pixels[3, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"images: expected values in \[0, 1\], .*got \[nan, nan\]"):
+        make_net()(pixels)
+    make_net()(images.float() / 255 * 1.1 - 0.05)  # as far as bicubic resizing goes
 
 
 @EVERY_RULE

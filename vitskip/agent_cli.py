@@ -38,12 +38,12 @@ JointFlags = Annotated[JointConfig, tyro.conf.arg(name="joint")]
 
 def train(
     out: tyro.conf.Positional[Path],
+    env: EnvFlags,
     algorithm: str = "ppo",
     total_timesteps: int = 1_000_000,
     seed: int = 0,
     num_envs: int | None = None,
     hyperparameters: str = "{}",
-    env: EnvFlags = EnvConfig(),  # noqa: B008 - frozen
     budget: float | None = None,
     joint: bool = False,
     joint_training: JointFlags = JointConfig(),  # noqa: B008 - frozen
@@ -55,12 +55,12 @@ def train(
 
     Args:
         out: run directory to write.
+        env: environment arguments.
         algorithm: name, e.g. "ppo", "a2c", "reinforce"; a wrong one lists them all.
         total_timesteps: environment steps; an episode has one per block.
         seed: of images, weights and sampling.
         num_envs: images side by side; the algorithm's default if not given.
         hyperparameters: JSON object that overrides the algorithm's defaults, e.g. '{"ent_coef": 0.01}'.
-        env: environment arguments.
         budget: mean share of the dense net's compute to hold; the cost weight is then steered. One agent of several
             budgets is trained with `--budgets` instead.
         joint: train the ViT, too, on the paths that the agent takes.
@@ -129,11 +129,11 @@ def distill(
 
 def compare(
     out: tyro.conf.Positional[Path],
+    env: EnvFlags,
     algorithms: tuple[str, ...] = ("ppo", "a2c", "reinforce"),
     at: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.75),
     seeds: tuple[int, ...] = (0,),
     total_timesteps: int = 1_000_000,
-    env: EnvFlags = EnvConfig(),  # noqa: B008 - frozen
     joint: bool = False,
     joint_training: JointFlags = JointConfig(),  # noqa: B008 - frozen
     curriculum: float = 0.0,
@@ -147,11 +147,11 @@ def compare(
 
     Args:
         out: folder of the run directories.
+        env: environment arguments.
         algorithms: names.
         at: shares of the dense net's compute. Each has its own agent, or with `--budgets` there is one for all.
         seeds: of training.
         total_timesteps: environment steps of each run.
-        env: environment arguments.
         joint: train the ViT, too, on the paths that the agent takes.
         joint_training: how.
         curriculum: share of the steps over which the blocks become free to be skipped.
@@ -211,25 +211,25 @@ def report(
 
 def sweep(
     out: tyro.conf.Positional[Path],
+    env: EnvFlags,
     algorithms: tuple[str, ...] = tuple(ALGORITHMS),
     budget: float = 0.3,
     vary: str | None = None,
     seeds: tuple[int, ...] = (0,),
     total_timesteps: int = 400_000,
-    env: EnvFlags = EnvConfig(),  # noqa: B008 - frozen
     json: Path | None = None,
 ) -> None:
     """Try settings of algorithms at one budget, on validation images; resumes what is missing.
 
     Args:
         out: folder of the run directories.
+        env: environment arguments.
         algorithms: names.
         budget: mean share of the dense net's compute that all hold.
         vary: JSON object of the values of hyperparameters, e.g. '{"learning_rate": [0.001, 0.003]}', of which all
             combinations are tried; a few around each algorithm's defaults if not given.
         seeds: of training; accuracies are means over them.
         total_timesteps: environment steps of each run.
-        env: environment arguments.
         json: also write the numbers here.
     """
     base = TrainConfig(total_timesteps=total_timesteps, env=env.changed(), budget=budget)

@@ -16,7 +16,7 @@ from vitskip.backbone.protocol import ActionUnit
 from vitskip.backbone.recipe import Recipe
 from vitskip.backbone.start import start_backbone
 from vitskip.backbone.vit import Stem
-from vitskip.envs.config import check_device
+from vitskip.envs.config import backbone_for, check_device
 from vitskip.eval.depth import depth_profile
 from vitskip.eval.latency import unit_latency
 from vitskip.eval.pretraining import pretrain_and_measure
@@ -114,8 +114,8 @@ def pretrain(
 
 
 def depth(
-    backbone: str = "digits-vit12",
     dataset: str = "digits",
+    backbone: str = "",
     split: Literal["validation", "test"] = "test",
     data_root: str | None = None,
     static_mask_images: int = 256,
@@ -125,14 +125,15 @@ def depth(
     """Print what depth is worth: accuracy after the first k blocks by difficulty, and under static and random skipping.
 
     Args:
-        backbone: registered name, or a folder of `vitskip pretrain`.
         dataset: registered name.
+        backbone: registered name, or a folder of `vitskip pretrain`; the one shipped for the data set if not given.
         split: part to measure on; masks and thresholds are chosen on validation in any case.
         data_root: folder of the data set, where it lives in files.
         static_mask_images: validation images on which all static masks are tried; 0 leaves them out.
         device: where to run.
         json: also write the numbers here.
     """
+    backbone = backbone or backbone_for(dataset)
     net, part = load_backbone(backbone).to(check_device(device)), load_dataset(dataset, split, data_root)
     profile = depth_profile(net, part)
     console.print(depth_table(profile))
@@ -149,8 +150,8 @@ def depth(
 
 
 def latency(
-    backbone: str = "digits-vit12",
     dataset: str = "digits",
+    backbone: str = "",
     data_root: str | None = None,
     action_unit: ActionUnit = "block",
     batch_size: int = 64,
@@ -161,15 +162,16 @@ def latency(
     """Measure how long each (half-)block takes, as a price for agents: `--cost latency:FILE`.
 
     Args:
-        backbone: registered name, or a folder of `vitskip pretrain`.
         dataset: registered name; its validation images are run.
+        backbone: registered name, or a folder of `vitskip pretrain`; the one shipped for the data set if not given.
         data_root: folder of the data set, where it lives in files.
         action_unit: "block", or "half" for attention and MLP apart.
         batch_size: images in a batch.
-        rounds: through all units, of which the first quarter warms up.
+        rounds: through all units, of which the fastest counts.
         device: where to run.
         json: also write the table here, the FILE of that price.
     """
+    backbone = backbone or backbone_for(dataset)
     net, part = load_backbone(backbone).to(check_device(device)).eval(), load_dataset(dataset, "validation", data_root)
     part.check_fits(net)
     found = unit_latency(net, part.images, action_unit=action_unit, batch_size=batch_size, rounds=rounds)
