@@ -166,7 +166,7 @@ def make_agent(
         **hyperparameters: override the defaults, as the class names them.
 
     Raises:
-        ValueError: if the name or a hyperparameter is unknown, or `n_steps` would cut episodes.
+        ValueError: if the name or a hyperparameter is unknown, a value is no use, or `n_steps` would cut episodes.
     """
     algorithm = ALGORITHMS[name]
     check_hyperparameters(name, hyperparameters)
@@ -183,16 +183,21 @@ def make_agent(
             arguments["batch_size"] = rollout // math.ceil(rollout / arguments["batch_size"])  # no odd one at the end
     if algorithm.anneal and isinstance(arguments["learning_rate"], float):
         arguments["learning_rate"] = _linear(arguments["learning_rate"])
-    agent = algorithm.make(
-        algorithm.policy,
-        venv,
-        seed=seed,
-        device=device,
-        tensorboard_log=tensorboard_log,
-        stats_window_size=max(100, venv.num_envs),
-        policy_kwargs=dict(algorithm.policy_kwargs),
-        **arguments,
-    )
+    try:
+        agent = algorithm.make(
+            algorithm.policy,
+            venv,
+            seed=seed,
+            device=device,
+            tensorboard_log=tensorboard_log,
+            stats_window_size=max(100, venv.num_envs),
+            policy_kwargs=dict(algorithm.policy_kwargs),
+            **arguments,
+        )
+    except (TypeError, AssertionError) as error:  # which SB3 raises for values that it cannot use
+        raise ValueError(
+            f"hyperparameters: expected those that {name} takes, got {hyperparameters}: {error}"
+        ) from error
     _open(agent)
     return agent
 
@@ -201,7 +206,8 @@ def check_hyperparameters(name: str, hyperparameters: Mapping[str, Any]) -> None
     """Refuse those that an algorithm does not take.
 
     Raises:
-        ValueError: with the nearest right name, or for a value that is no number where the default is one.
+        ValueError: with the nearest right name, or for a value that is no number, integer or truth value where the
+            default is one.
     """
     valid, algorithm = accepted_hyperparameters(ALGORITHMS[name].make), ALGORITHMS[name]
     numbers = {"n_steps", *(key for key, default in algorithm.hyperparameters.items() if _is_number(default))}
@@ -210,22 +216,28 @@ def check_hyperparameters(name: str, hyperparameters: Mapping[str, Any]) -> None
             raise unknown_name("hyperparameter", hyperparameter, valid)
         if hyperparameter in numbers and not (_is_number(value) or callable(value)):
             raise ValueError(f"{hyperparameter}: expected a number, got {value!r}")
+        default = valid[hyperparameter]
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{hyperparameter}: expected true or false, got {value!r}")
+        if isinstance(default, int) and isinstance(value, float):
+            raise ValueError(f"{hyperparameter}: expected an integer, got {value!r}")
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def accepted_hyperparameters(make: type[BaseAlgorithm]) -> set[str]:
-    """What a class takes, its bases' named arguments included, but for what `make_agent` sets."""
-    names: set[str] = set()
+def accepted_hyperparameters(make: type[BaseAlgorithm]) -> dict[str, Any]:
+    """What a class takes and its default, its bases' named arguments included, but for what `make_agent` sets."""
+    found: dict[str, Any] = {}
     for base in make.__mro__:
         if base in (OnPolicyAlgorithm, BaseAlgorithm, object):
             break
-        names |= set(signature(base).parameters)
-        if not any(name in signature(base).parameters for name in ("kwargs", "common")):
+        parameters = signature(base).parameters
+        found = {name: parameter.default for name, parameter in parameters.items()} | found
+        if not any(name in parameters for name in ("kwargs", "common")):
             break
-    return names - RESERVED
+    return {name: default for name, default in found.items() if name not in RESERVED}
 
 
 def episode_length(venv: VecEnv) -> int:

@@ -173,6 +173,9 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         found, expected = (comparable(wanted) for wanted in (recorded.get(name), value))
         if found != expected:
+            if isinstance(found, dict) and isinstance(expected, dict):  # what differs tells more than all of both
+                names = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
+                found, expected = ({key: whole.get(key) for key in names} for whole in (found, expected))
             raise ValueError(
                 f"{path}: expected a run with {name} {expected}, got {found}; choose another folder, or remove this one"
             )

@@ -40,7 +40,7 @@ class TrainConfig:
 
     Attributes:
         algorithm: name in `ALGORITHMS`.
-        total_timesteps: environment steps; an episode has L of them.
+        total_timesteps: environment steps; an episode has L of them, with `upfront` one.
         seed: of images, weights and sampling.
         num_envs: images side by side; the algorithm's default where None.
         hyperparameters: override the algorithm's, as its class names them.

@@ -51,6 +51,11 @@ def load_backbone(name: str) -> Backbone:
         count, inner = _merging(name)
         return _merge(count, load_backbone(inner)).eval()
     card = card_of(name) or _run_of(name)
+    if not card and name not in _BACKBONES and name.startswith(("timm:", "torchvision:")):
+        raise ValueError(
+            f"backbone: expected one trained on this data set, got {name!r}; fine-tune it by `vitskip pretrain "
+            "--start`, or register_backbone what `timm_backbone` or `torchvision_backbone` makes of it"
+        )
     backbone = _load_card(card) if card else _BACKBONES[name]()
     if not isinstance(backbone, Backbone):
         raise ValueError(f"backbone {name!r}: expected its factory to give a Backbone, got {type(backbone).__name__}")

@@ -67,21 +67,23 @@ class Recipe:
             if getattr(self, name) not in valid:
                 raise unknown_name(name, getattr(self, name), valid)
         ranges = {
-            "seed": self.seed >= 0,
-            "epochs": self.epochs >= 1,
-            "batch_size": self.batch_size >= 1,
-            "learning_rate": self.learning_rate > 0,
-            "warmup": 0 <= self.warmup < 1,
-            "weight_decay": self.weight_decay >= 0,
-            "label_smoothing": 0 <= self.label_smoothing < 1,
-            "clip_norm": self.clip_norm > 0,
-            "ema_decay": 0 <= self.ema_decay < 1,
-            "full_share": 0 < self.full_share <= 1 and (self.skip != "tail" or self.full_share == 1),
-            "distillation": 0 <= self.distillation <= 1,
+            "seed": (self.seed >= 0, "at least 0"),
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "learning_rate": (self.learning_rate > 0, "more than 0"),
+            "warmup": (0 <= self.warmup < 1, "a share in [0, 1)"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "a share in [0, 1)"),
+            "clip_norm": (self.clip_norm > 0, "more than 0"),
+            "ema_decay": (0 <= self.ema_decay < 1, "a share in [0, 1)"),
+            "full_share": (0 < self.full_share <= 1, "a share in (0, 1]"),
+            "distillation": (0 <= self.distillation <= 1, "a share in [0, 1]"),
         }
-        for name, inside in ranges.items():
+        for name, (inside, expected) in ranges.items():
             if not inside:
-                raise ValueError(f"{name}: expected a value in its range (see Recipe), got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)}")
+        if self.skip == "tail" and self.full_share != 1:
+            raise ValueError(f'full_share: expected 1 with skip "tail", which passes every path, got {self.full_share}')
 
     def learning_rate_at(self, progress: float) -> float:
         """The learning rate at a share of the steps, in [0, 1)."""

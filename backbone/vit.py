@@ -136,6 +136,10 @@ class ViT(nn.Module):
         stem: Stem = "patch",
     ) -> None:
         super().__init__()
+        sizes = {"image_size": image_size, "patch_size": patch_size, "embed_dim": embed_dim, "depth": depth}
+        for name, value in {**sizes, "num_heads": num_heads, "num_classes": num_classes}.items():
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
         if image_size % patch_size:
             raise ValueError(f"image_size: expected a multiple of patch_size {patch_size}, got {image_size}")
         if embed_dim % num_heads:

@@ -16,7 +16,7 @@ from ..backbone.registry import unknown_name
 from .config import EnvArguments, EnvConfig
 from .core import SkipCore
 from .episodes import Episodes, to_host
-from .single import check_render_mode, observation_box, render_row
+from .single import check_index, check_options, check_render_mode, observation_box, render_row
 
 
 class SkipVecEnv(VecEnv):
@@ -58,11 +58,18 @@ class SkipVecEnv(VecEnv):
         self._episodes.rows_per_image = rows
 
     def reset(self) -> VecEnvObs:
-        """Begin episodes on all rows, with the seeds of `seed` where it was called since the last reset."""
+        """Begin episodes on all rows, with what `seed` and `set_options` said since the last reset.
+
+        Raises:
+            ValueError: for options other than an `index` on every row, the image that it shall show.
+        """
         rows = np.arange(self.num_envs)
+        chosen = [check_options(options, "index").get("index") for options in self._options]
+        index = None if chosen == [None] * len(rows) else check_index(chosen, len(rows))
         self._episodes.seed(self._seeds, rows)
         self._reset_seeds()
-        self._episodes.reset(rows)
+        self._reset_options()
+        self._episodes.reset(rows, index)
         return self._begin()
 
     def get_state(self) -> dict[str, Any]:
@@ -170,6 +177,8 @@ def make_sb3_env(
         ValueError: for an id that is not ours, or arguments outside `EnvConfig`.
     """
     ours = [known for known, spec in gym.registry.items() if str(spec.entry_point).startswith("vitskip.envs.single:")]
+    if env_id == "ViTSkip-Plan-v0":
+        raise ValueError(f"env_id: expected one that decides unit by unit, got {env_id!r}; `PlanVecEnv` wraps that one")
     if env_id not in ours:
         raise unknown_name("environment id", env_id, ours)
     defaults: dict[str, Any] = gym.spec(env_id).kwargs

@@ -119,11 +119,13 @@ def compare(
         The evaluation of each cell, in order.
 
     Raises:
-        ValueError: if a finished run was trained with other settings, before anything is trained.
+        ValueError: if a finished run was trained with other settings, or a rival is unknown; before any training.
     """
     for cell in cells:
         check_settings(cell.folder, cell.config.record)
         _check_dense(cell)
+    for name in rivals:
+        load_backbone(name)  # before hours of training, if it is unknown
     settings = {"rivals": list(rivals), "static_mask_images": static_mask_images}
     opponents: dict[Path | None, Rivals] = {}
     references: dict[int, dict[str, Measurement]] = {}  # by seed

@@ -40,7 +40,8 @@ class Arguments:
     seed: int = 1
     device: str = "cpu"  # of backbone and agent
     dataset: str = "digits"
-    backbone: str = "digits-vit12"
+    data_root: str | None = None  # folder of the data set, where it lives in files
+    backbone: str = ""  # the one shipped for the data set
     cost_weight: float = 0.1  # what running every block costs; a right answer is worth 1
     test_images: int = 8000
     log_dir: str = "runs/cleanrl_ppo"
@@ -69,7 +70,7 @@ def mlp(inputs: int, outputs: int, last_gain: float, width: int = 64) -> nn.Sequ
 
 def make_envs(arguments: Arguments, num_envs: int, **others: Any) -> Any:
     """The vector environment that hands out tensors."""
-    shared = {name: getattr(arguments, name) for name in ("dataset", "backbone", "cost_weight", "device")}
+    shared = {name: getattr(arguments, name) for name in ("dataset", "data_root", "backbone", "cost_weight", "device")}
     return gym.make_vec("ViTSkip-v0", num_envs=num_envs, output="torch", **shared, **others)
 
 

@@ -42,7 +42,8 @@ class Arguments:
     cost_weight: float = 0.1
     seed: int = 1
     dataset: str = "digits"
-    backbone: str = "digits-vit12"
+    data_root: str | None = None  # folder of the data set, where it lives in files
+    backbone: str = ""  # the one shipped for the data set
     test_images: int = 8000
 
 
@@ -76,7 +77,7 @@ def describe(rollout: TensorDict) -> str:
 def main(arguments: Arguments) -> None:
     """Learn, with a line on each tenth of the way."""
     torch.manual_seed(arguments.seed)
-    shared = {name: getattr(arguments, name) for name in ("dataset", "backbone", "cost_weight")}
+    shared = {name: getattr(arguments, name) for name in ("dataset", "data_root", "backbone", "cost_weight")}
     env = make_env(arguments.num_envs, **shared)
     env.set_seed(arguments.seed)
     actor, critic = make_agent(env.observation_spec["observation"].shape[-1])

@@ -79,6 +79,16 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "weights over a run": (["pretrain", "--out", "RUN"], "out: expected a folder without a run"),
     "other heads": (["pretrain", "--out", "small", *SMALL, "--num-heads", "4"], "was made with other architecture"),
     "other start": (["pretrain", "--out", "small", "--start", "small", *SMALL[-4:]], "was made with other start"),
+    "import": (["--import", "no_such_module", "depth"], "No module named 'no_such_module'"),
+    "import of nothing": (["--import"], "--import: expected the name of a Python module"),
+    "rival of a comparison": (
+        ["compare", "RUN3", *TINY, "--algorithms", "a2c", "--at", "0.8", "--rival", "tiny-vit5"],
+        "unknown backbone 'tiny-vit5'",
+    ),
+    "one setting of many": (
+        ["train", "RUN", *TINY, "--cost-weight", "0.9", "--seed", "3", "--num-envs", "8", "--total-timesteps", "192"],
+        "expected a run with",
+    ),
     "not joint": (["train", "RUN2", *TINY, "--joint.rounds", "2"], "joint: expected --joint beside options of joint"),
     "architecture": (
         ["pretrain", "--out", "RUN2", "--start", "tiny-vit4", "--depth", "3"],
@@ -104,6 +114,14 @@ UNPARSABLE: dict[str, tuple[list[str], str]] = {
 }
 
 
+MINE = """
+import toys, vitskip
+from vitskip.backbone import load_backbone, load_dataset
+vitskip.register_dataset("mine", lambda split, data_root: load_dataset("tiny-digits", split))
+vitskip.register_backbone("mine", lambda: load_backbone("tiny-vit4"))
+"""
+
+
 @dataclass(frozen=True)
 class Finished:
     """A command that has run."""
@@ -118,6 +136,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cli [1]")  # brackets are markup to rich
     (path / "FILE").write_text("")
     (path / "BROKEN").mkdir()
+    (path / "mine.py").write_text(MINE)
     (path / "BROKEN" / "run.json").write_text("{")
     return path
 
@@ -145,13 +164,14 @@ def finished(folder: Path) -> dict[str, Finished]:
         "pretrain": ["pretrain", "--out", "small", *SMALL, "--json", "pretrain.json"],
         "fine-tune": ["pretrain", "--out", "tuned", "--start", "small", *SMALL[-4:], "--skip", "half"],
         "depth of a folder": ["depth", "--backbone", "tuned", "--dataset", "small-digits"],
+        "import": ["--import", "mine", "depth", "--dataset", "mine", "--backbone", "mine", *NO_MASKS],
         "latency": ["latency", *TINY, *HALF, "--rounds", "4", "--json", "latency.json"],
         "train by latency": ["train", "TIMED", *TINY, *timesteps, *HALF, "--cost", "latency:latency.json"],
         "depth": ["depth", *TINY, "--split", "validation", "--json", "depth.json"],
         **{f"wrong {name}": arguments for name, (arguments, _) in WRONG.items()},
         **{f"unparsable {name}": arguments for name, (arguments, _) in UNPARSABLE.items()},
     }
-    names = ("RUN", "RUN2", "JOINT", "TIMED", "FILE", "BROKEN")
+    names = ("RUN", "RUN2", "RUN3", "JOINT", "TIMED", "FILE", "BROKEN")
     absolute = [[str(folder / word) if word in names else word for word in line] for line in lines.values()]
     (folder / "lines.json").write_text(json.dumps(absolute))
     driver = Path(__file__).with_name("cli_driver.py")
@@ -187,7 +207,7 @@ def test_every_command_explains_itself(finished: dict[str, Finished], command: s
 def test_train(finished: dict[str, Finished], folder: Path) -> None:
     text = check(finished["train"])
     run = folder / "RUN"
-    assert f"{run}: timesteps 192, episode_return " in text
+    assert f"{run}: last rollout: timesteps 192, episode_return " in text
     assert f"curves: tensorboard --logdir {run}\n" in text
     assert json.loads((folder / "train.json").read_text()) == read(run).record
     train = read(run).record["train"]
@@ -319,6 +339,10 @@ def test_fine_tuning_goes_on_from_a_folder(finished: dict[str, Finished], folder
     assert second["architecture"] == first["architecture"]
     assert second["recipe"]["skip"] == "half" and "--start small" in second["command"]
     assert "accuracy under skipping" in check(finished["depth of a folder"])
+
+
+def test_what_a_module_registers_is_known(finished: dict[str, Finished]) -> None:
+    assert "accuracy of the first k blocks" in check(finished["import"])
 
 
 def test_latency_is_a_price(finished: dict[str, Finished], folder: Path) -> None:

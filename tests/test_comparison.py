@@ -90,7 +90,7 @@ def test_a_run_that_was_trained_otherwise_is_refused(tmp_path: Path) -> None:
     compare(make_cells(BASE, tmp_path, ["a2c"], [0.8], [0]), static_mask_images=0, progress_bar=False)
     for change, message in [
         ({"total_timesteps": 48 * DEPTH}, f"expected a run with total_timesteps {48 * DEPTH}, got {32 * DEPTH}"),
-        ({"env": {**TINY, "cost_weight": 0.7}}, "expected a run with env"),
+        ({"env": {**TINY, "cost_weight": 0.7}}, r"a run with env \{'cost_weight': 0.7\}, got \{'cost_weight': 0.1\};"),
         ({"hyperparameters": {"gamma": 0.5}}, "expected a run with hyperparameters"),
     ]:
         cells = make_cells(replace(BASE, **change), tmp_path, ["a2c"], [0.8], [0])

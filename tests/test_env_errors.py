@@ -342,3 +342,22 @@ def test_an_unknown_argument_is_a_type_error_too() -> None:
     """As of any function; TorchRL's GymEnv relies on its usual words."""
     with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'"):
         EnvConfig.from_arguments({"frameskip": 1})
+
+
+def test_a_data_set_has_a_backbone_of_its_own() -> None:
+    """Where one is shipped for it; the backbone of another data set is never run instead."""
+    assert EnvConfig().backbone == "digits-vit12"
+    assert EnvConfig(dataset="cifar10").backbone == "cifar10-p4-vit12-nested"
+    assert EnvConfig(dataset="cifar100").changed() == {"dataset": "cifar100"}
+    named = EnvConfig(dataset="cifar10", backbone="digits-vit12")
+    assert EnvConfig.from_arguments(named.changed()) == named
+    with pytest.raises(ValueError, match="backbone: expected the name of one that knows the data set 'tiny-digits'"):
+        EnvConfig(dataset="tiny-digits")
+    with pytest.raises(ValueError, match=r"unknown data set 'digit': .*did you mean 'digits'"):
+        EnvConfig(dataset="digit")
+
+
+@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "torchvision:vit_b_16"])
+def test_others_vits_are_to_be_trained_first(name: str) -> None:
+    with pytest.raises(ValueError, match=f"expected one trained on this data set, got '{name}'; fine-tune it by"):
+        EnvConfig(backbone=name).load_backbone()

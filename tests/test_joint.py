@@ -307,7 +307,7 @@ def final_rewards(core: SkipCore) -> torch.Tensor:
         ({"augmentation": "digit"}, "unknown augmentation 'digit'"),
         ({"deep_supervision": -0.5}, "deep_supervision: expected at least 0, got -0.5"),
         ({"full_share": 1.0}, r"full_share: expected a share of the images in \[0, 1\), got 1.0"),
-        ({"learning_rate": 0.0}, "learning_rate: expected a value in its range"),
+        ({"learning_rate": 0.0}, "learning_rate: expected more than 0, got 0.0"),
     ],
 )
 def test_bad_settings_are_refused(arguments: dict, message: str) -> None:

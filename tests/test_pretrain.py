@@ -78,7 +78,7 @@ def test_with_tails_skipped_every_prefix_learns(toy: Dataset) -> None:
     for k in (1, 2, 3):
         mask = (torch.arange(3) < k).expand(64, 3)
         assert loss_of(vit, toy, mask) < 0.5 * loss_of(untrained, toy, mask)
-    with pytest.raises(ValueError, match="full_share: expected a value in its range"):
+    with pytest.raises(ValueError, match='full_share: expected 1 with skip "tail"'):
         replace(RECIPE, skip="tail", full_share=0.5)
 
 

@@ -220,3 +220,28 @@ def test_arguments_of_a_registered_variant_are_defaults() -> None:
         assert make_sb3_env("TinySkip-v0", num_envs=2, cost_weight=0.2).core.config.cost_weight == 0.2
     finally:
         del gym.registry["TinySkip-v0"]
+
+
+def test_the_images_can_be_chosen() -> None:
+    """As on the other faces; for one reset."""
+    venv = make()
+    venv.set_options([{"index": index} for index in (7, 3, 9, 3)])
+    venv.reset()
+    assert venv.core.image_index.tolist() == [7, 3, 9, 3]
+    venv.set_options({"index": 5})
+    venv.reset()
+    assert venv.core.image_index.tolist() == [5] * 4
+    venv.reset()
+    assert venv.core.image_index.tolist() != [5] * 4
+    for options, message in (
+        ({"indx": 5}, "unknown reset option 'indx'"),
+        ([{"index": 1}, {}, {}, {}], r"index: expected integers \[4\]"),
+    ):
+        venv.set_options(options)
+        with pytest.raises(ValueError, match=message):
+            venv.reset()
+
+
+def test_a_planner_wraps_the_environment() -> None:
+    with pytest.raises(ValueError, match="env_id: expected one that decides unit by unit, got 'ViTSkip-Plan-v0'"):
+        make_sb3_env("ViTSkip-Plan-v0")

@@ -169,6 +169,12 @@ def test_a_planner_taught_by_such_a_run_is_not_that_run(result: TrainResult, tmp
         ({"hyperparameters": {"entcoef": 1}}, "unknown hyperparameter 'entcoef': .*did you mean 'ent_coef'"),
         ({"hyperparameters": {"n_steps": 3}}, "n_steps: expected a multiple of the 4 steps of an episode, got 3"),
         ({"hyperparameters": {"seed": 1}}, r"hyperparameters: expected none of .*got \['seed'\]"),
+        ({"hyperparameters": {"n_epochs": 2.5}}, "n_epochs: expected an integer, got 2.5"),
+        ({"hyperparameters": {"normalize_advantage": "no"}}, "normalize_advantage: expected true or false, got 'no'"),
+        (
+            {"hyperparameters": {"clip_range": "a"}},
+            "hyperparameters: expected those that ppo takes, .*'clip_range': 'a'",
+        ),
         ({"hyperparameters": {"learning_rate": abs}}, "hyperparameters: expected JSON values, .* builtin_function"),
         ({"num_envs": 0}, "num_envs: expected .*at least 1, got 0"),
         ({"total_timesteps": 0}, "total_timesteps: expected at least 1, got 0"),

@@ -23,7 +23,14 @@ from vitskip.backbone.datasets import validation_splits
 from vitskip.envs import EnvConfig
 from vitskip.eval.comparison import compare as compare_cells
 from vitskip.eval.comparison import make_cells
-from vitskip.eval.comparison_report import accuracy_grid, by_regime, difference_grid, frontiers, read_evaluations
+from vitskip.eval.comparison_report import (
+    OFF_BUDGET,
+    accuracy_grid,
+    by_regime,
+    difference_grid,
+    frontiers,
+    read_evaluations,
+)
 from vitskip.eval.figures import draw_accuracy_over_compute, draw_speed_ups
 from vitskip.eval.grid import Grid
 from vitskip.eval.sweep import make_trials, sweep_grid
@@ -57,7 +64,7 @@ def train(
         out: run directory to write.
         env: environment arguments.
         algorithm: name, e.g. "ppo", "a2c", "reinforce"; a wrong one lists them all.
-        total_timesteps: environment steps; an episode has one per block.
+        total_timesteps: environment steps; an episode has one per block, with `--upfront` a single one.
         seed: of images, weights and sampling.
         num_envs: images side by side; the algorithm's default if not given.
         hyperparameters: JSON object that overrides the algorithm's defaults, e.g. '{"ent_coef": 0.01}'.
@@ -82,11 +89,18 @@ def train(
         curriculum=curriculum,
         upfront=upfront,
     )
-    result = train_agent(config, out)
+    if (out / "checkpoint.safetensors").is_file():
+        console.print(f"{out}: goes on from its checkpoint", markup=False, soft_wrap=True)
+    result, record = train_agent(config, out), read(out).record
     last = {name: column[-1] for name, column in result.curve.items() if column}
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.items())
-    console.print(f"{out}: {numbers}\ncurves: tensorboard --logdir {out}", markup=False, soft_wrap=True)
-    write_result(json, read(out).record)
+    lines = [f"{out}: last rollout: {numbers or 'none; nothing is learnt in so few timesteps'}"]
+    for budget, spent in zip(config.budgets, record["calibrated_macs_fraction"], strict=True):
+        missed = f", which misses the budget of {100 * budget:g}%" if abs(spent - budget) > OFF_BUDGET else ""
+        lines.append(f"deployed: {100 * spent:.1f}% of the dense compute on validation images{missed}")
+    lines.append(f"curves: tensorboard --logdir {out}")
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+    write_result(json, record)
 
 
 def distill(

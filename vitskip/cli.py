@@ -1,6 +1,7 @@
 """The command line: each command unwraps its arguments, calls one function, prints a table, and writes JSON."""
 
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -60,8 +61,8 @@ def evaluate(
     splits = ("validation", "test") if part == "test" else validation_splits(learnt)
     validation, measured = (_split(record, split, dataset, data_root) for split in splits)
     images, unit = static_mask_images, net.action_unit
-    masks = validation_masks(net.backbone, validation, images, unit) if images else None
     others = static_rivals(net.backbone, rival)
+    masks = validation_masks(net.backbone, validation, images, unit) if images else None
     evaluation = evaluate_net(net, validation, measured, masks, others, _original(record, measured))
     title = f"{splits[1]} part{', on which it learnt' if splits[1] == learnt else ''}, equal compute"
     console.print(comparison_table(title, evaluation.dense, evaluation.rows(run.name)))
@@ -131,21 +132,40 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, scale: float = 1.0, json:
 
 def main() -> None:
     """Entry point of `vitskip`."""
-    if sys.argv[1:] == ["--version"]:
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
         console.print(version("vitskip"))
         return
     commands = (download, pretrain, depth, latency, train, distill, evaluate, benchmark, compare, report, sweep, demo)
     try:
-        tyro.extras.subcommand_cli_from_dict({command.__name__: command for command in commands}, prog="vitskip")
+        while arguments[:1] == ["--import"]:
+            _import(*arguments[1:2])
+            arguments = arguments[2:]
+        tyro.extras.subcommand_cli_from_dict(
+            {command.__name__: command for command in commands},
+            prog="vitskip",
+            description="Layer skipping in Vision Transformers. `vitskip --import MODULE COMMAND ...` first imports a "
+            "Python module, which may register backbones and data sets of yours.",
+            args=arguments,
+        )
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
         Console(stderr=True).print(
-            "\nstopped; `pretrain`, `train`, `compare` and `sweep` go on from the last checkpoint when given again",
+            "\nstopped; `pretrain`, `train`, `compare` and `sweep` go on from the last checkpoint when given again, if "
+            "there is one: the first is written after a minute",
             soft_wrap=True,
         )
         raise SystemExit(130) from None
+
+
+def _import(module: str = "") -> None:
+    """A module of the user's, from the working directory or installed."""
+    if not module:
+        raise ValueError("--import: expected the name of a Python module, got nothing")
+    sys.path.insert(0, "")
+    import_module(module)
 
 
 def _split(run: Run, split: Split, dataset: str | None, data_root: str | None) -> Dataset:
