@@ -138,7 +138,7 @@ def read(path: Path) -> Run:
         if values[key] not in valid:
             raise ValueError(f"{file}: expected {key!r} to be one of {', '.join(valid)}, got {values[key]!r}")
     budgets = values["budgets"]
-    if budgets is not None and not (isinstance(budgets, list) and all(map(_is_pair, budgets))):
+    if budgets is not None and not (isinstance(budgets, list) and budgets and all(map(_is_pair, budgets))):
         raise ValueError(f"{file}: expected 'budgets' to be pairs of a share and a lean, got {budgets!r}")
     return Run(path, **{key: values[key] for key in (*expected, "budgets")})
 
@@ -203,7 +203,7 @@ def _find(path: Path) -> Path:
 def _is_pair(values: Any) -> bool:
     if not isinstance(values, list) or len(values) != 2:
         return False
-    return all(isinstance(value, int | float) for value in values) and 0 < values[0] < 1
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values) and 0 < values[0] < 1
 
 
 def shipped_runs() -> list[str]:

@@ -93,8 +93,13 @@ class StateTable:
     def _claim(self, values: tuple[Tensor, ...]) -> None:
         entry = self._keys.itemsize + sum(value[0].numel() * value.element_size() for value in values)
         buckets = self.max_bytes // (WAYS * entry + self._eldest.itemsize)
-        self._keys, self._eldest = np.full((buckets, WAYS), -1), np.zeros(buckets, np.uint8)
-        self._values = tuple(value.new_empty(buckets * WAYS, *value.shape[1:]) for value in values)
+        try:
+            self._keys, self._eldest = np.full((buckets, WAYS), -1), np.zeros(buckets, np.uint8)
+            self._values = tuple(value.new_empty(buckets * WAYS, *value.shape[1:]) for value in values)
+        except (MemoryError, RuntimeError) as error:
+            raise ValueError(
+                f"prefix_cache: expected no more memory than there is on {values[0].device}, got: {error}"
+            ) from error
 
     def _buckets(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Spreads keys that lie close together, and those a power of two apart (SplitMix64, Steele et al., 2014)."""

@@ -136,7 +136,7 @@ def test_an_agent_of_one_budget_has_none_to_choose(tmp_path: Path) -> None:
         DynamicViT.load(tmp_path, budget=0.5)
 
 
-@pytest.mark.parametrize("damage", [3, [0.5], [[1.5, 2.0]], [[0.5, "a"]], [[0.5, 0.5, 0.5]]])
+@pytest.mark.parametrize("damage", [3, [], [[0.5, float("nan")]], [0.5], [[1.5, 2.0]], [[0.5, "a"]], [[0.5, 0.5, 0.5]]])
 def test_a_damaged_table_is_refused(tmp_path: Path, damage: Any) -> None:
     make_net("mlp").save(tmp_path, backbone_name="tiny-vit4")
     file = tmp_path / "run.json"

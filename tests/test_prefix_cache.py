@@ -362,6 +362,12 @@ def test_a_bad_size(value: Any, message: str) -> None:
         EnvConfig(prefix_cache=value)
 
 
+def test_more_memory_than_there_is() -> None:
+    core = tiny_core(1, prefix_cache=1e9)  # a petabyte
+    with pytest.raises(ValueError, match="prefix_cache: expected no more memory than there is on cpu, got: "):
+        core.reset(np.arange(1), np.arange(1))
+
+
 def test_too_many_states() -> None:
     core = tiny_core(1)
     sizes: dict[str, Any] = {"action_unit": "block", "num_envs": 1}

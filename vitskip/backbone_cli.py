@@ -23,7 +23,7 @@ from vitskip.eval.pretraining import pretrain_and_measure
 from vitskip.eval.skip_tolerance import skip_tolerance
 from vitskip.eval.tables import depth_table, skip_table
 
-from .output import console, write_result
+from .output import console, warn_if_busy, write_result
 
 RecipeFlags = Annotated[Recipe, tyro.conf.OmitArgPrefixes]
 
@@ -171,6 +171,7 @@ def latency(
         device: where to run.
         json: also write the table here, the FILE of that price.
     """
+    warn_if_busy()
     backbone = backbone or backbone_for(dataset)
     net, part = load_backbone(backbone).to(check_device(device)).eval(), load_dataset(dataset, "validation", data_root)
     part.check_fits(net)

@@ -28,7 +28,7 @@ from vitskip.eval.throughput import benchmark as benchmark_net
 
 from .agent_cli import compare, distill, report, sweep, train
 from .backbone_cli import depth, download, latency, pretrain
-from .output import console, write_result
+from .output import console, warn_if_busy, write_result
 
 
 def evaluate(
@@ -106,6 +106,7 @@ def benchmark(
         device: where to run.
         json: also write the numbers here.
     """
+    warn_if_busy()
     net, record = DynamicViT.load(run, device=str(check_device(device)), budget=budget), read(run)
     images = _split(record, "test", dataset, data_root).images
     adapted = adapt_net(net, _split(record, "validation", dataset, data_root).images) if adapt else {}

@@ -1,5 +1,6 @@
 """Where results go: tables to the console, JSON values to a file that the user names."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,13 @@ from rich.console import Console
 from vitskip.agents.run_directory import write_json
 
 console = Console(width=None if sys.stdout.isatty() else 120)  # tables whole in files and pipes
+
+
+def warn_if_busy() -> None:
+    """Say so if other work runs on this machine, as times are then worth little."""
+    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    if load > cores / 4:
+        console.print(f"other work runs on this machine (load {load:.1f} on {cores} cores): do not trust these times")
 
 
 def write_result(path: Path | None, values: Any) -> None:
