@@ -12,11 +12,13 @@ from vitskip.agents.run_directory import write_json
 console = Console(width=None if sys.stdout.isatty() else 120)  # tables whole in files and pipes
 
 
-def warn_if_busy() -> None:
-    """Say so if other work runs on this machine, as times are then worth little."""
+def other_work() -> str:
+    """What to say beside times that are taken now if other work runs on this machine; empty if none does."""
     load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
-    if load > cores / 4:
-        console.print(f"other work runs on this machine (load {load:.1f} on {cores} cores): do not trust these times")
+    busy = load > cores / 4
+    return (
+        f"other work ran on this machine (load {load:.1f} on {cores} cores): do not trust these times" if busy else ""
+    )
 
 
 def write_result(path: Path | None, values: Any) -> None:
