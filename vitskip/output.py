@@ -15,10 +15,9 @@ console = Console(width=None if sys.stdout.isatty() else 120)  # tables whole in
 def other_work() -> str:
     """What to say beside times that are taken now if other work runs on this machine; empty if none does."""
     load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
-    busy = load > cores / 4
-    return (
-        f"other work ran on this machine (load {load:.1f} on {cores} cores): do not trust these times" if busy else ""
-    )
+    if load <= cores / 4:
+        return ""
+    return f"other work ran on this machine (load {load:.1f} on {cores} cores): do not trust these times"
 
 
 def write_result(path: Path | None, values: Any) -> None:
