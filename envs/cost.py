@@ -17,7 +17,8 @@ LATENCY_FORMAT = "vitskip-latency"
 
 def check_cost(name: str) -> None:
     """Raise ValueError for what is neither "macs" nor "latency:FILE"; the file is read when it is needed."""
-    if name != "macs" and (not isinstance(name, str) or not name.removeprefix(LATENCY) or not name.startswith(LATENCY)):
+    is_table = isinstance(name, str) and name.startswith(LATENCY) and name != LATENCY
+    if name != "macs" and not is_table:
         raise unknown_name("cost", name, ("macs", f"{LATENCY}FILE"))
 
 
