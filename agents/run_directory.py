@@ -13,6 +13,7 @@ from torch import nn
 
 from ..backbone import Backbone, load_backbone
 from ..backbone.backbones import build_backbone, original_name
+from ..backbone.json_files import read_json, write_json
 from ..backbone.protocol import ActionUnit
 from ..backbone.weights import load_weights, save_weights
 from ..envs.config import EnvConfig
@@ -108,10 +109,7 @@ def read(path: Path) -> Run:
     """
     path = _find(path)
     file = path / "run.json"
-    try:
-        values = json.loads(file.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: expected JSON, got: {error}") from error
+    values = read_json(file)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(f"{file}: expected a file with format {FORMAT!r}, got something else")
     if values.get("format_version") != FORMAT_VERSION:
@@ -209,22 +207,6 @@ def _is_pair(values: Any) -> bool:
 def shipped_runs() -> list[str]:
     """Names of the agents that come with the package."""
     return sorted(file.parent.name for file in SHIPPED.glob("*/run.json"))
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON, whole or not at all; numbers that are not finite become null, as JSON knows none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
-
-
-def _without_nan(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {key: _without_nan(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_without_nan(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def versions() -> dict[str, str]:

@@ -1,11 +1,11 @@
 """Backbones by name: registered factories, the trained ones that are shipped, and folders of training runs."""
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .json_files import read_json
 from .protocol import Backbone
 from .registry import Registry, unknown_name
 from .token_merging import TokenMergingViT, merge_in_stem
@@ -106,10 +106,7 @@ def read_card(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if the file is no card.
     """
-    try:
-        card = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, got: {error}") from error
+    card = read_json(path)
     if not isinstance(card, dict) or not isinstance(card.get("architecture"), dict):
         raise ValueError(f"{path}: expected a model card with an architecture, got something else")
     return card

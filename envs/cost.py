@@ -1,6 +1,5 @@
 """What a unit costs an agent: its share in the MACs of all units, or in the time that they take."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backbone.json_files import read_json
 from ..backbone.protocol import ActionUnit, Backbone
 from ..backbone.registry import unknown_name
 
@@ -46,10 +46,7 @@ def _read_latency(path: Path, macs: Sequence[int]) -> NDArray[np.float64]:
     """Seconds that each unit takes, [U], of a backbone whose units have these MACs."""
     if not path.is_file():
         raise FileNotFoundError(f"cost: expected a table of `vitskip latency`, found no file at {path}")
-    try:
-        table = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"cost: expected JSON in {path}, got: {error}") from error
+    table = read_json(path)
     if not isinstance(table, dict) or table.get("format") != LATENCY_FORMAT:
         raise ValueError(f"cost: expected a table of `vitskip latency` in {path}, got something else")
     if table.get("macs") != list(macs):

@@ -5,7 +5,6 @@ python -m vitskip.eval.backbone_suite cifar10 --data-root FOLDER [--only NAME ..
 Resumes where it was stopped; nets that are finished are only read.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,9 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..agents.run_directory import write_json
 from ..backbone import load_dataset
 from ..backbone.backbones import build_backbone
+from ..backbone.json_files import read_json, write_json
 from ..backbone.recipe import Recipe
 from .figures import Point, draw_accuracy_over_compute
 from .pretraining import pretrain_and_measure
@@ -75,7 +74,7 @@ def main(
         if not (folder / "card.json").is_file() and (not only or name in only):
             _train(folder, dataset, data_root, architecture, recipe, device)
         if (folder / "card.json").is_file():
-            cards[name] = json.loads((folder / "card.json").read_text())
+            cards[name] = read_json(folder / "card.json")
     Console(width=120).print(_table(dataset, cards))
     if json_path is not None:
         write_json(json_path, cards)

@@ -4,7 +4,6 @@ Each cell is a run directory with its own evaluation; what is finished is only r
 validation part; the test part is touched once per cell, by `evaluate`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,10 +14,11 @@ from tqdm import tqdm
 from ..agents.backbone_tuner import JointConfig, tune_dense
 from ..agents.baselines import whole_network
 from ..agents.dynamic_vit import DynamicViT
-from ..agents.run_directory import Run, check_settings, is_run, read, versions, write_json
+from ..agents.run_directory import Run, check_settings, is_run, read, versions
 from ..agents.training import TrainConfig, train
 from ..backbone import load_backbone, load_dataset
 from ..backbone.backbones import original_name
+from ..backbone.json_files import read_json, write_json
 from .evaluation import evaluate_against, validation_masks
 from .measurement import Measurement, measure
 from .rivals import Rivals
@@ -74,7 +74,7 @@ class Cell:
         """The finished cell's numbers; None if it is not finished, or was evaluated with other settings."""
         if not self.file.is_file():
             return None
-        known = json.loads(self.file.read_text())
+        known = read_json(self.file)
         return known if known.get("settings", settings) == settings else None
 
 

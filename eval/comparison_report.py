@@ -1,6 +1,5 @@
 """What `vitskip compare` found, as tables and as the points of a picture."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backbone.json_files import read_json
 from .figures import Point
 from .frontier import hypervolume
 from .grid import Grid
@@ -37,10 +37,7 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
         )
     found = []
     for file in files:
-        try:
-            values = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}: expected JSON, got {error}") from error
+        values = read_json(file)
         cells = values if isinstance(values, list) else [values]
         if not cells or not all(isinstance(cell, dict) and cell.keys() >= REQUIRED for cell in cells):
             raise ValueError(f"{file}: expected what `vitskip compare` writes, with {', '.join(sorted(REQUIRED))}")

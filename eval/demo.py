@@ -8,9 +8,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..agents.run_directory import versions, write_json
+from ..agents.run_directory import versions
 from ..agents.training import TrainConfig, TrainResult, train
 from ..backbone import load_dataset
+from ..backbone.json_files import write_json
 from ..envs import EnvConfig
 from .evaluation import Evaluation, evaluate_against, validation_masks
 from .figures import draw_accuracy_over_compute, draw_episodes, draw_reward_curves

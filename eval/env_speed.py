@@ -18,8 +18,9 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from ..agents.run_directory import versions, write_json
+from ..agents.run_directory import versions
 from ..backbone import load_backbone
+from ..backbone.json_files import write_json
 from ..envs.config import EnvConfig
 from ..envs.sb3 import make_sb3_env
 

@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from ..agents.algorithms import make_agent
 from ..agents.checkpoint import get_random, set_random
-from ..agents.run_directory import versions, write_json
+from ..agents.run_directory import versions
 from ..backbone.datasets import validation_splits
+from ..backbone.json_files import write_json
 from ..envs import EnvConfig, SkipCore, SkipVectorEnv, make_sb3_env
 from ..envs.sb3 import SkipVecEnv
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from ..agents.run_directory import versions, write_json
+from ..agents.run_directory import versions
 from ..backbone import Backbone, load_dataset
+from ..backbone.json_files import write_json
 from ..backbone.pretrain import pretrain
 from ..backbone.processes import process_rank
 from ..backbone.recipe import Recipe

@@ -1,12 +1,12 @@
 """What `vitskip benchmark` measured of several networks, as one table and as the lines of a picture."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..backbone.json_files import read_json
 from .grid import Grid
 from .statistics import geometric_mean
 
@@ -19,8 +19,8 @@ def is_benchmark(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        values = json.loads(path.read_text())
-    except json.JSONDecodeError:
+        values = read_json(path)
+    except ValueError:
         return False
     return isinstance(values, dict) and values.keys() >= REQUIRED
 
@@ -39,7 +39,7 @@ def read_speed_ups(paths: Iterable[Path]) -> tuple[dict[str, dict[int, float]], 
     networks: dict[str, dict[int, float]] = {}
     rivals: list[str] = []
     for path in paths:
-        values = json.loads(path.read_text())
+        values = read_json(path)
         name = _name(values)
         if name in networks:
             raise ValueError(f"{path}: expected each network once, got {name} again")

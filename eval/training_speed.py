@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from ..agents.run_directory import versions, write_json
+from ..agents.run_directory import versions
 from ..backbone import Dataset, load_dataset
 from ..backbone.backbones import build_backbone
+from ..backbone.json_files import write_json
 from ..backbone.pretrain import begin, make_batches, make_paths, training_step
 from ..backbone.processes import Processes
 from ..backbone.recipe import Recipe

@@ -73,7 +73,7 @@ def test_a_table_of_something_else_is_refused(tmp_path: Path, changes: dict, mes
 
 def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "table.json").write_text("{")
-    with pytest.raises(ValueError, match="cost: expected JSON in"):
+    with pytest.raises(ValueError, match=r"table\.json: expected JSON"):
         tiny_core(1, cost=f"latency:{tmp_path / 'table.json'}")
     with pytest.raises(FileNotFoundError, match="cost: expected a table of `vitskip latency`, found no file at "):
         tiny_core(1, cost=f"latency:{tmp_path / 'none.json'}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interruption import interrupt_writes
 from nets import make_net
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -208,36 +209,6 @@ def test_weights_of_another_dtype_are_converted(run: Path) -> None:
     assert {tensor.dtype for tensor in DynamicViT.load(run).policy.state_dict().values()} == {torch.float32}
 
 
-def interrupt_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of every file is written, then the process is interrupted."""
-
-    def interrupted(path: Path, content: bytes | str, **arguments: Any) -> None:
-        half = content[: len(content) // 2]
-        with path.open("wb") as stream:
-            stream.write(half.encode() if isinstance(half, str) else half)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "write_text", interrupted)
-    monkeypatch.setattr(Path, "write_bytes", interrupted)
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "new" / "results.json"
-    run_directory.write_json(file, {"accuracy": 0.5})
-
-    with monkeypatch.context() as patch:
-        interrupt_writes(patch)
-        with pytest.raises(KeyboardInterrupt):
-            run_directory.write_json(file, {"accuracy": 0.75})
-    assert json.loads(file.read_text()) == {"accuracy": 0.5}
-    with pytest.raises(TypeError):
-        run_directory.write_json(file, {"accuracy": object()})
-    assert json.loads(file.read_text()) == {"accuracy": 0.5}
-    run_directory.write_json(file, {"accuracy": 0.75})
-    assert json.loads(file.read_text()) == {"accuracy": 0.75}
-    assert list(file.parent.iterdir()) == [file]
-
-
 def test_weights_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, old, new = tmp_path / "weights.safetensors", nn.Linear(2, 2), nn.Linear(2, 2)
     save_weights(file, old)
@@ -270,12 +241,6 @@ def test_loading_twice_gives_two_networks(intact: Path) -> None:
     first, second = DynamicViT.load(intact), DynamicViT.load(intact)
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     assert all(np.shares_memory(one.numpy(), other.numpy()) is False for one, other in pairs)
-
-
-def test_json_knows_no_nan(tmp_path: Path) -> None:
-    file = tmp_path / "new" / "values.json"
-    run_directory.write_json(file, {"a": [1.5, float("nan")], "b": {"c": (float("inf"), True, "NaN")}})
-    assert json.loads(file.read_text()) == {"a": [1.5, None], "b": {"c": [None, True, "NaN"]}}
 
 
 def test_a_run_on_a_backbone_of_a_folder_outlives_the_folder(tmp_path: Path) -> None:

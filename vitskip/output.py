@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from vitskip.agents.run_directory import write_json
+from vitskip.backbone.json_files import write_json
 
 console = Console(width=None if sys.stdout.isatty() else 120)  # tables whole in files and pipes
 
