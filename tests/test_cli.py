@@ -111,6 +111,8 @@ UNPARSABLE: dict[str, tuple[list[str], str]] = {
     "reward": (["train", "RUN2", *TINY, "--reward", "corect"], "unknown reward 'corect': expected one of"),
     "cost weight": (["train", "RUN2", *TINY, "--cost-weight", "-1"], "cost_weight: expected a finite number"),
     "choice": (["depth", "--split", "train"], "validation"),
+    "folder as a file": (["depth", *TINY, "--json", "RUN"], "expected a file to write, got the folder"),
+    "file as a folder": (["depth", *TINY, "--json", "FILE/depth.json"], "expected a file to write, got"),
 }
 
 

@@ -37,7 +37,7 @@ from vitskip.eval.sweep import make_trials, sweep_grid
 from vitskip.eval.sweep import sweep as sweep_trials
 from vitskip.eval.throughput_report import is_benchmark, read_speed_ups, speed_up_grid
 
-from .output import console, write_result
+from .output import OutputFile, console, write_result
 
 EnvFlags = Annotated[EnvConfig, tyro.conf.OmitArgPrefixes]
 JointFlags = Annotated[JointConfig, tyro.conf.arg(name="joint")]
@@ -56,7 +56,7 @@ def train(
     joint_training: JointFlags = JointConfig(),  # noqa: B008 - frozen
     curriculum: float = 0.0,
     upfront: int = 0,
-    json: Path | None = None,
+    json: OutputFile = None,
 ) -> None:
     """Train an agent to skip blocks of a backbone; leaves a run directory.
 
@@ -109,7 +109,7 @@ def distill(
     config: Annotated[DistillConfig, tyro.conf.OmitArgPrefixes] = DistillConfig(),  # noqa: B008 - frozen
     budget: float | None = None,
     data_root: str | None = None,
-    json: Path | None = None,
+    json: OutputFile = None,
 ) -> None:
     """Teach a planner, which decides all blocks at once, what a sequential agent does with the images it learnt on.
 
@@ -154,8 +154,8 @@ def compare(
     upfront: int = 0,
     rival: tuple[str, ...] = (),
     static_mask_images: int = 256,
-    figure: Path | None = None,
-    json: Path | None = None,
+    figure: OutputFile = None,
+    json: OutputFile = None,
 ) -> None:
     """Train algorithms at several budgets and seeds, and hold them against every baseline; resumes what is missing.
 
@@ -191,9 +191,9 @@ def compare(
 def report(
     result: tyro.conf.Positional[Path],
     others: tyro.conf.Positional[tuple[Path, ...]] = (),
-    out: Path | None = None,
-    figure: Path | None = None,
-    json: Path | None = None,
+    out: OutputFile = None,
+    figure: OutputFile = None,
+    json: OutputFile = None,
 ) -> None:
     """Print what `vitskip compare` has found so far, or what `vitskip benchmark` measured, and write it as Markdown.
 
@@ -231,7 +231,7 @@ def sweep(
     vary: str | None = None,
     seeds: tuple[int, ...] = (0,),
     total_timesteps: int = 400_000,
-    json: Path | None = None,
+    json: OutputFile = None,
 ) -> None:
     """Try settings of algorithms at one budget, on validation images; resumes what is missing.
 

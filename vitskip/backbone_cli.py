@@ -23,7 +23,7 @@ from vitskip.eval.pretraining import pretrain_and_measure
 from vitskip.eval.skip_tolerance import skip_tolerance
 from vitskip.eval.tables import depth_table, skip_table
 
-from .output import console, other_work, write_result
+from .output import OutputFile, console, other_work, write_result
 
 RecipeFlags = Annotated[Recipe, tyro.conf.OmitArgPrefixes]
 
@@ -62,7 +62,7 @@ def pretrain(
     vit: VitFlags = NewViT(),
     recipe: RecipeFlags = DIGITS,
     device: str = "cpu",
-    json: Path | None = None,
+    json: OutputFile = None,
 ) -> None:
     """Train a ViT to tolerate skipping, or fine-tune one; leaves a folder that is a backbone by its path.
 
@@ -120,7 +120,7 @@ def depth(
     data_root: str | None = None,
     static_mask_images: int = 256,
     device: str = "cpu",
-    json: Path | None = None,
+    json: OutputFile = None,
 ) -> None:
     """Print what depth is worth: accuracy after the first k blocks by difficulty, and under static and random skipping.
 
@@ -157,7 +157,7 @@ def latency(
     batch_size: int = 64,
     rounds: int = 40,
     device: str = "cpu",
-    json: Path | None = None,
+    json: OutputFile = None,
 ) -> None:
     """Measure how long each (half-)block takes, as a price for agents: `--cost latency:FILE`.
 

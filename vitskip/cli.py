@@ -28,7 +28,7 @@ from vitskip.eval.throughput import benchmark as benchmark_net
 
 from .agent_cli import compare, distill, report, sweep, train
 from .backbone_cli import depth, download, latency, pretrain
-from .output import console, other_work, write_result
+from .output import OutputFile, console, other_work, write_result
 
 
 def evaluate(
@@ -39,7 +39,7 @@ def evaluate(
     budget: float | None = None,
     static_mask_images: int = 256,
     part: Literal["validation", "test"] = "test",
-    json: Path | None = None,
+    json: OutputFile = None,
 ) -> None:
     """Hold a run against the dense network and every baseline at equal compute.
 
@@ -89,7 +89,7 @@ def benchmark(
     dataset: str | None = None,
     data_root: str | None = None,
     device: str = "cpu",
-    json: Path | None = None,
+    json: OutputFile = None,
 ) -> None:
     """Time a run against its own dense network, in turn on the same real test images.
 
@@ -119,7 +119,7 @@ def benchmark(
     write_result(json, {**setting, **result.summary()})
 
 
-def demo(out: Path = Path("runs/demo"), seed: int = 0, scale: float = 1.0, json: Path | None = None) -> None:
+def demo(out: Path = Path("runs/demo"), seed: int = 0, scale: float = 1.0, json: OutputFile = None) -> None:
     """Train A2C and PPO on the embedded task, compare with every baseline, and draw pictures.
 
     Args:
