@@ -75,10 +75,11 @@ def accuracy_grid(evaluations: Evaluations) -> Grid:
     lines = []
     for name, rows in _series(evaluations).items():
         paths = np.mean([row["distinct_paths"] for row in rows])
-        bits = np.mean([row["path_bits"] for row in rows])
+        bits = [row["path_bits"] for row in rows]
+        told = "-" if None in bits else f"{np.mean(bits):.1f}"
         cells = (_cell(_at(budget, rows)) for budget in budgets)
         own = [_own_full_net(rows)] if joint else []
-        lines.append([name, *cells, *own, f"{_mean_hypervolume(rows):.3f}", f"{paths:.0f}", f"{bits:.1f}"])
+        lines.append([name, *cells, *own, f"{_mean_hypervolume(rows):.3f}", f"{paths:.0f}", told])
     return Grid(
         f"{', '.join(regimes)}: test accuracy [%] at a share of the dense compute; {full}; {_seeds(evaluations)}",
         ["network", *map(_percent, budgets), *["own full net"] * joint, "hypervolume", "paths", "bits"],

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from scipy.special import entr, expit
+from scipy.special import entr
 
 Numbers = Float[np.ndarray, " M"]
 
@@ -50,21 +50,6 @@ def neighbours(macs: Numbers, accuracy: Numbers, target: float) -> tuple[int, in
     return int(envelope[max(dearer - 1, 0)]), int(envelope[dearer])
 
 
-def accuracy_at(macs: Numbers, accuracy: Numbers, target: float) -> float:
-    """Accuracy that a set of networks attains at a mean compute: linear interpolation on `upper_envelope`.
-
-    Args:
-        macs: compute of each network, in any unit, e.g. as a fraction of the dense one's.
-        accuracy: of each network, on the same images.
-        target: mean compute, in the unit of `macs`.
-
-    Returns:
-        NaN below the cheapest network; the best accuracy of all where more compute buys nothing.
-    """
-    envelope = upper_envelope(macs, accuracy)
-    return float(np.interp(target, macs[envelope], accuracy[envelope], left=np.nan))
-
-
 def hypervolume(
     macs_fraction: Numbers, accuracy: Numbers, *, max_macs_fraction: float = 1.0, min_accuracy: float = 0.0
 ) -> float:
@@ -87,22 +72,17 @@ def hypervolume(
     return float((np.diff(edges) * heights).sum())
 
 
-def path_information(keep_mask: Bool[np.ndarray, "N U"], log_odds: Float[np.ndarray, "N U"] | None = None) -> float:
-    """Mutual information of image and path, in bits: 0 where the path does not depend on the image.
+def path_information(keep_mask: Bool[np.ndarray, "N U"]) -> float:
+    """Mutual information of image and path, in bits, where the image decides the path: then it is the path's entropy.
 
-    It is H(path) - H(path | image). The first is the entropy of the frequencies of the paths plus (paths - 1) / (2 N)
-    nats (Miller, 1955; Madow): frequencies alone give too little. Still too little where paths are nearly as many as
-    images. The second is 0 for a policy that does not sample; for one that does, the mean over images of the summed
-    entropies of the decisions along the sampled path, which has no bias. So the estimate can fall below 0 by chance.
+    That of the frequencies plus (paths - 1) / (2 N) nats (Miller, 1955; Madow): frequencies alone give too little.
+    Still too little where paths are nearly as many as images.
 
     Args:
-        keep_mask: the path of each image, one per image.
-        log_odds: of RUN at each step of that path, if the policy sampled it.
+        keep_mask: the path of each image.
     """
     _, counts = np.unique(keep_mask, axis=0, return_counts=True)
     nats = entr(counts / counts.sum()).sum() + (len(counts) - 1) / (2 * counts.sum())
-    if log_odds is not None:
-        nats -= (entr(expit(log_odds)) + entr(expit(-log_odds))).sum(1).mean()
     return float(nats) / math.log(2)
 
 

@@ -23,6 +23,7 @@ class Measurement:
         macs: of each image with policy and every use of the head, int64 [N].
         dense_macs: of the dense network on one image.
         difficulty: [N], NaN where unknown.
+        drawn: whether chance has a part in an image's path: of a policy that samples, and of a mixture.
     """
 
     correct: NDArray[np.bool_]
@@ -30,6 +31,7 @@ class Measurement:
     macs: NDArray[np.int64]
     dense_macs: int
     difficulty: NDArray[np.float64]
+    drawn: bool = False
 
     @property
     def accuracy(self) -> float:
@@ -50,9 +52,9 @@ class Measurement:
         return len(np.unique(self.keep_mask, axis=0))
 
     @property
-    def path_bits(self) -> float:
-        """Mutual information of image and path [bits], of a policy that does not sample."""
-        return path_information(self.keep_mask)
+    def path_bits(self) -> float | None:
+        """Mutual information of image and path [bits]; None where paths are drawn, whose frequencies do not tell."""
+        return None if self.drawn else path_information(self.keep_mask)
 
     @property
     def difficulty_correlation(self) -> float:
@@ -90,6 +92,7 @@ def measure(net: DynamicViT, images: Dataset | ImageRunner, description: str = "
         trace.macs.numpy(),
         net.backbone.macs.dense,
         run.dataset.difficulty.numpy().astype(np.float64),
+        drawn=net.policy.rule.samples,
     )
 
 
@@ -114,4 +117,5 @@ def mix(low: Measurement, high: Measurement, target_macs: float, seed: int = 0) 
         np.where(chosen, high.macs, low.macs),
         low.dense_macs,
         low.difficulty,
+        drawn=low.drawn or high.drawn or bool(chosen.any() and not chosen.all()),
     )

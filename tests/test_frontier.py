@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from scipy.special import expit
 
-from vitskip.eval.frontier import accuracy_at, hypervolume, neighbours, path_information, upper_envelope
+from vitskip.eval.frontier import hypervolume, neighbours, path_information, upper_envelope
 
 MACS = np.array([40.0, 10.0, 30.0, 20.0, 50.0])
 ACCURACY = np.array([0.90, 0.10, 0.60, 0.70, 0.85])
@@ -49,18 +48,6 @@ def test_neighbours_hold_the_target_between_them(target: float, pair: tuple[int,
     assert neighbours(MACS, ACCURACY, target) == pair
 
 
-@pytest.mark.parametrize(
-    ("target", "accuracy"),
-    [(10, 0.1), (15, 0.4), (20, 0.7), (25, 0.75), (30, 0.8), (40, 0.9), (50, 0.9), (99, 0.9)],
-)
-def test_accuracy_between_two_networks_is_that_of_their_mixture(target: float, accuracy: float) -> None:
-    assert accuracy_at(MACS, ACCURACY, target) == pytest.approx(accuracy)
-
-
-def test_below_the_cheapest_network_there_is_no_accuracy() -> None:
-    assert math.isnan(accuracy_at(MACS, ACCURACY, 9.9))
-
-
 def test_hypervolume_by_hand() -> None:
     macs, accuracy = np.array([0.6, 0.2, 0.5, 1.0, 1.2]), np.array([0.9, 0.5, 0.4, 0.95, 0.99])
     assert hypervolume(macs[1:2], accuracy[1:2]) == pytest.approx(0.8 * 0.5)
@@ -89,11 +76,6 @@ def test_path_information_by_hand() -> None:
     skewed = np.repeat(paths[:2], [10, 90], 0)
     entropy = -(0.1 * math.log2(0.1) + 0.9 * math.log2(0.9))
     assert path_information(skewed) == pytest.approx(entropy + 1 / (200 * math.log(2)))
-    certain = np.where(skewed, 1e4, -1e4)
-    assert path_information(skewed, certain) == pytest.approx(path_information(skewed))
-    half = np.stack([certain[:, 0], np.log(np.full(100, 3.0))], 1)  # a decision with probability 3 / 4
-    uncertain = -(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75))
-    assert path_information(skewed, half) == pytest.approx(path_information(skewed) - uncertain)
 
 
 def test_the_correction_takes_most_of_the_bias_away() -> None:
@@ -108,17 +90,3 @@ def test_the_correction_takes_most_of_the_bias_away() -> None:
         corrected.append(path_information(drawn))
     assert np.mean(plain) < 2.9
     assert np.mean(corrected) == pytest.approx(3, abs=0.03)
-
-
-@pytest.mark.parametrize(("strength", "bits"), [(0.0, 0.0), (2.0, None), (50.0, 2.0)])
-def test_of_a_sampling_policy_only_what_the_image_decides_counts(strength: float, bits: float | None) -> None:
-    """Four kinds of images; each of two decisions leans towards what the kind says."""
-    rng = np.random.default_rng(0)
-    kind = rng.integers(2, size=(20_000, 2))
-    log_odds = strength * (2.0 * kind - 1)
-    keep_mask = rng.random((20_000, 2)) < expit(log_odds)
-    if bits is None:
-        right = float(expit(strength))
-        bits = 2 * (1 + right * math.log2(right) + (1 - right) * math.log2(1 - right))
-    assert path_information(keep_mask, log_odds) == pytest.approx(bits, abs=0.01)
-    assert path_information(keep_mask) == pytest.approx(2, abs=0.01)

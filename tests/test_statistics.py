@@ -1,6 +1,7 @@
 """Statistics on known arrays, and against SciPy and the plain bootstrap."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,6 +124,16 @@ def test_mix_meets_the_target(target: float) -> None:
     assert np.array_equal(mixed.keep_mask.sum(1), np.where(dear, 3, 1))
     assert mixed.dense_macs == 400
     assert np.array_equal(mixed.difficulty, low.difficulty)
+
+
+def test_what_chance_decides_tells_nothing_of_the_image() -> None:
+    low, high = network(100, right=False), network(300, right=True)
+    assert low.path_bits == 0
+    assert mix(low, high, 200).path_bits is None
+    assert mix(low, high, 100).path_bits == 0
+    drawn = replace(low, drawn=True)
+    assert drawn.path_bits is None
+    assert mix(drawn, high, 100).path_bits is None
 
 
 @pytest.mark.parametrize(("target", "macs"), [(20, 100), (5000, 300)])
