@@ -7,6 +7,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from sb3_contrib import QRDQN, TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -17,7 +18,9 @@ from torch import nn
 from ..backbone.registry import Registry, unknown_name
 from ..envs.config import EnvArguments
 from ..envs.observation import ObservationLayout
+from ..envs.sb3 import SkipVecEnv
 from .dynavit import DynaViT
+from .episodic import EpisodicAlgorithm
 from .extraction import (
     extract_actor,
     extract_per_unit,
@@ -29,8 +32,9 @@ from .policy import Policy
 from .reinforce import Reinforce
 from .supervised import Gumbel, Router
 
-OPEN_BIAS = 1.0  # the untrained policy runs a block with odds exp(2) to 1: near run-all, from where skipping is learnt
+OPEN_BIAS = 1.0  # untrained, a policy that decides block by block runs one with odds exp(2) to 1: near run-all
 TANH_64 = {"net_arch": [64, 64], "activation_fn": nn.Tanh}
+COUNTS = {"batch_size", "buffer_size", "n_epochs", "rollouts_per_image", "target_update_interval", "train_freq"}
 RESERVED = {
     "policy",
     "env",
@@ -59,7 +63,7 @@ class Algorithm:
         policy: name of the policy class.
         policy_kwargs: its arguments.
         extract: takes the deployable policy out of the trained one.
-        env: arguments of the environment that the algorithm is published with; the user's go before.
+        env: arguments of the environment that the algorithm is published with; those of `TrainConfig.env` go before.
         plans: whether it can decide all units at once (`MultiBinary` actions).
         draws: whether it acts by drawing, so that its log-odds are of probabilities; of values they are differences of
             returns.
@@ -170,6 +174,8 @@ def make_agent(
     """
     algorithm = ALGORITHMS[name]
     check_hyperparameters(name, hyperparameters)
+    if isinstance(native := venv.unwrapped, SkipVecEnv):
+        native.rows_per_image = 1  # whatever an agent built before has asked for
     arguments = {**algorithm.hyperparameters, **hyperparameters}
     if algorithm.episodes_per_update is not None:
         length = episode_length(venv)
@@ -221,6 +227,10 @@ def check_hyperparameters(name: str, hyperparameters: Mapping[str, Any]) -> None
             raise ValueError(f"{hyperparameter}: expected true or false, got {value!r}")
         if isinstance(default, int) and isinstance(value, float):
             raise ValueError(f"{hyperparameter}: expected an integer, got {value!r}")
+        if default is None and isinstance(value, str):
+            raise ValueError(f"{hyperparameter}: expected a number or null, got {value!r}")
+        if hyperparameter in COUNTS and isinstance(value, int | float) and value < 1:
+            raise ValueError(f"{hyperparameter}: expected at least 1, got {value!r}")
 
 
 def _is_number(value: Any) -> bool:
@@ -231,7 +241,7 @@ def accepted_hyperparameters(make: type[BaseAlgorithm]) -> dict[str, Any]:
     """What a class takes and its default, its bases' named arguments included, but for what `make_agent` sets."""
     found: dict[str, Any] = {}
     for base in make.__mro__:
-        if base in (OnPolicyAlgorithm, BaseAlgorithm, object):
+        if base in (EpisodicAlgorithm, OnPolicyAlgorithm, BaseAlgorithm, object):
             break
         parameters = signature(base).parameters
         found = {name: parameter.default for name, parameter in parameters.items()} | found
@@ -247,9 +257,9 @@ def episode_length(venv: VecEnv) -> int:
 
 @torch.no_grad()
 def _open(agent: BaseAlgorithm) -> None:
-    """Start near run-all."""
+    """Start near run-all, where units are decided one by one."""
     output = getattr(agent.policy, "action_net", None)
-    if isinstance(output, nn.Linear) and output.out_features == 2:
+    if isinstance(output, nn.Linear) and isinstance(agent.action_space, spaces.Discrete):
         output.bias.copy_(torch.tensor([-OPEN_BIAS, OPEN_BIAS]))
 
 

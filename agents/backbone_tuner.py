@@ -73,6 +73,8 @@ class JointConfig:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if not 0 <= self.full_share < 1:
             raise ValueError(f"full_share: expected a share of the images in [0, 1), got {self.full_share}")
+        if self.full_share and round(self.full_share * self.batch_size) == self.batch_size:
+            raise ValueError(f"full_share: expected to leave an image of {self.batch_size}, got {self.full_share}")
         self.recipe(0)
 
     @property

@@ -27,7 +27,7 @@ class BudgetController(BaseCallback):
     """Raises a budget's cost weight when rollouts spend more than the budget, and lowers it when they spend less.
 
     The cost weight is the Lagrange multiplier of "mean MACs share <= budget"; a proportional-integral controller moves
-    its logarithm (Stooke et al., 2020).
+    its logarithm (Stooke et al., 2020). It waits while a curriculum forces units to run.
 
     Args:
         core: whose `cost_weight` to steer; it must be positive.
@@ -55,6 +55,8 @@ class BudgetController(BaseCallback):
             return
         share = (self.num_timesteps - self._since) / self.model._total_timesteps
         self._seen, self._since = rollouts, self.num_timesteps
+        if self.core.forced_units:
+            return  # a curriculum spends what it does whatever the price
         keys = self.core.config.budgets or (None,)
         spent = np.array([self.statistics.spent.get(key, math.nan) for key in keys])
         violation = np.nan_to_num((spent / self.budgets - 1).clip(-1, 1))  # 0 for a budget that no episode had

@@ -153,11 +153,18 @@ def _fill(buffer: ReplayBuffer, kept: Mapping[str, Tensor], position: int) -> No
     buffer.pos, buffer.full = position, len(kept["rewards"]) == buffer.buffer_size
 
 
+def _gpu_of(agent: BaseAlgorithm) -> torch.device:
+    """Where draws on a GPU are made: where the ViT is; the current one where it is on the CPU."""
+    env = agent.env.unwrapped if agent.env is not None else None
+    device = env.core.device if isinstance(env, SkipVecEnv) else torch.device("cpu")
+    return device if device.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
+
+
 def get_random(agent: BaseAlgorithm) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The generators that Stable-Baselines3 draws from: torch's as tensors, the others as JSON values."""
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
+        tensors["cuda"] = torch.cuda.get_rng_state(_gpu_of(agent))
     name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - it is that one which SB3 draws from
     exploration = agent.action_space.np_random.bit_generator.state
     return tensors, {"numpy": [name, np.asarray(keys).tolist(), *rest], "actions": exploration}
@@ -167,7 +174,7 @@ def set_random(agent: BaseAlgorithm, tensors: Mapping[str, Tensor], generators: 
     """Give the generators back what `get_random` gave."""
     torch.set_rng_state(tensors["cpu"])
     if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])
+        torch.cuda.set_rng_state(tensors["cuda"], _gpu_of(agent))
     name, keys, *rest = generators["numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), *rest))  # noqa: NPY002 - as above
     agent.action_space.np_random.bit_generator.state = generators["actions"]

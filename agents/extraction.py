@@ -13,28 +13,14 @@ from .policy import Policy
 
 def extract_actor(policy: Any, layout: ObservationLayout) -> Policy:
     """The actor of an actor-critic: its two logits become one log-odds."""
-    extracted = Policy("mlp", layout, widths=_hidden_widths(policy))
-    weight, bias = policy.action_net.weight, policy.action_net.bias
-    return _with_hidden_layers(extracted, policy, _run_minus_skip(weight), _run_minus_skip(bias))
+    return _from_two_outputs([*_linears(policy.mlp_extractor.policy_net), policy.action_net], layout)
 
 
 def extract_planner(policy: Any, layout: ObservationLayout, look_after: int) -> Policy:
     """The actor of an actor-critic with MultiBinary actions, which looks after so many blocks."""
-    extracted = Policy("plan", layout, widths=_hidden_widths(policy), look_after=look_after)
-    return _with_hidden_layers(extracted, policy, policy.action_net.weight, policy.action_net.bias)
-
-
-def _hidden_widths(policy: Any) -> list[int]:
-    return [layer.out_features for layer in _linears(policy.mlp_extractor.policy_net)]
-
-
-def _with_hidden_layers(extracted: Policy, policy: Any, weight: Tensor, bias: Tensor) -> Policy:
-    assert isinstance(extracted.rule, MlpRule | PlanRule)
-    hidden = _linears(policy.mlp_extractor.policy_net)
-    for target, source in zip(_linears(extracted.rule.network)[:-1], hidden, strict=True):
-        target.load_state_dict(source.state_dict())
-    _set(extracted.rule.output, weight, bias)
-    return extracted.eval()
+    hidden, output = _linears(policy.mlp_extractor.policy_net), policy.action_net
+    extracted = Policy("plan", layout, widths=[layer.out_features for layer in hidden], look_after=look_after)
+    return _with_layers(extracted, hidden, output.weight, output.bias)
 
 
 def extract_recurrent_actor(policy: Any, layout: ObservationLayout) -> Policy:
@@ -52,7 +38,7 @@ def extract_recurrent_actor(policy: Any, layout: ObservationLayout) -> Policy:
 
 def extract_q_network(policy: Any, layout: ObservationLayout) -> Policy:
     """The value of RUN minus the value of SKIP takes the place of log-odds."""
-    return _from_values(_linears(policy.q_net.q_net), layout)
+    return _from_two_outputs(_linears(policy.q_net.q_net), layout)
 
 
 def extract_quantile_network(policy: Any, layout: ObservationLayout) -> Policy:
@@ -60,7 +46,7 @@ def extract_quantile_network(policy: Any, layout: ObservationLayout) -> Policy:
     *hidden, last = _linears(policy.quantile_net.quantile_net)
     mean = nn.Linear(last.in_features, 2)
     _set(mean, last.weight.unflatten(0, (-1, 2)).mean(0), last.bias.unflatten(0, (-1, 2)).mean(0))
-    return _from_values([*hidden, mean], layout)
+    return _from_two_outputs([*hidden, mean], layout)
 
 
 def extract_per_unit(policy: Any, layout: ObservationLayout) -> Policy:
@@ -74,13 +60,18 @@ def extract_per_unit(policy: Any, layout: ObservationLayout) -> Policy:
     return extracted.eval()
 
 
-def _from_values(layers: list[nn.Linear], layout: ObservationLayout) -> Policy:
+def _from_two_outputs(layers: list[nn.Linear], layout: ObservationLayout) -> Policy:
+    """Of a network with one output for SKIP and one for RUN."""
     *hidden, last = layers
     extracted = Policy("mlp", layout, widths=[layer.out_features for layer in hidden])
-    assert isinstance(extracted.rule, MlpRule)
+    return _with_layers(extracted, hidden, _run_minus_skip(last.weight), _run_minus_skip(last.bias))
+
+
+def _with_layers(extracted: Policy, hidden: list[nn.Linear], weight: Tensor, bias: Tensor) -> Policy:
+    assert isinstance(extracted.rule, MlpRule | PlanRule)
     for target, source in zip(_linears(extracted.rule.network)[:-1], hidden, strict=True):
         target.load_state_dict(source.state_dict())
-    _set(extracted.rule.output, _run_minus_skip(last.weight), _run_minus_skip(last.bias))
+    _set(extracted.rule.output, weight, bias)
     return extracted.eval()
 
 

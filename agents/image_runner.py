@@ -72,13 +72,13 @@ class RememberingRunner(ImageRunner):
         self._core: SkipCore | None = None
 
     def __call__(self, net: DynamicViT, description: str = "images") -> tuple[Int64[Tensor, " N"], Trace]:
-        if not _alike(net.backbone, self.backbone):
+        if not alike(net.backbone, self.backbone):
             raise ValueError("net: expected the backbone whose states are remembered, got another one")
         return super().__call__(net, description)
 
     @torch.no_grad()
     def _run(self, net: DynamicViT, images: Int64[Tensor, " B"]) -> tuple[Int64[Tensor, " B"], Trace]:
-        if net.policy.is_blind:
+        if net.policy.is_blind or net.undecided_sizes:
             return super()._run(net, images)
         core = self._core_for(net)
         rows, active = slice(len(images)), np.arange(core.num_envs) < len(images)
@@ -109,7 +109,7 @@ class RememberingRunner(ImageRunner):
         return self._core
 
 
-def _alike(one: Backbone, other: Backbone) -> bool:
+def alike(one: Backbone, other: Backbone) -> bool:
     """Whether two backbones compute the same."""
     if one is other:
         return True

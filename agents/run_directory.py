@@ -39,7 +39,7 @@ class Run:
         observation: "belief", "confidence" or "tokens".
         rule: name of the policy's rule.
         rule_arguments: its arguments.
-        budgets: of an agent that is shown one: pairs of a budget and its lean; None for any other.
+        budgets: of an agent that is shown one: (budget, lean) pairs, none before calibration; None for any other.
         record: further JSON values: configuration, seed, versions, results.
     """
 
@@ -136,7 +136,7 @@ def read(path: Path) -> Run:
         if values[key] not in valid:
             raise ValueError(f"{file}: expected {key!r} to be one of {', '.join(valid)}, got {values[key]!r}")
     budgets = values["budgets"]
-    if budgets is not None and not (isinstance(budgets, list) and budgets and all(map(_is_pair, budgets))):
+    if budgets is not None and not (isinstance(budgets, list) and all(map(_is_pair, budgets))):
         raise ValueError(f"{file}: expected 'budgets' to be pairs of a share and a lean, got {budgets!r}")
     return Run(path, **{key: values[key] for key in (*expected, "budgets")})
 

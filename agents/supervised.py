@@ -25,7 +25,6 @@ class Supervised(EpisodicAlgorithm):
         env: `SkipVecEnv`.
         learning_rate: of Adam.
         n_steps: steps of a rollout, whole episodes.
-        ent_coef: weight of the entropy.
         max_grad_norm: largest norm of the gradient.
         **common: of SB3's base class.
     """
@@ -39,7 +38,6 @@ class Supervised(EpisodicAlgorithm):
         *,
         learning_rate: Any = 2e-3,
         n_steps: int = 12,
-        ent_coef: float = 0.0,
         max_grad_norm: float = 0.5,
         **common: Any,
     ) -> None:
@@ -48,7 +46,7 @@ class Supervised(EpisodicAlgorithm):
             env,
             learning_rate=learning_rate,
             n_steps=n_steps,
-            ent_coef=ent_coef,
+            ent_coef=0.0,
             max_grad_norm=max_grad_norm,
             **common,
         )
@@ -81,11 +79,16 @@ class Gumbel(Supervised):
 
     Args:
         *args: as `Supervised`.
-        temperature: of the soft gate.
+        temperature: of the soft gate; more than 0.
         **kwargs: as `Supervised`.
+
+    Raises:
+        ValueError: for a temperature of 0 or less.
     """
 
     def __init__(self, *args: Any, temperature: float = 1.0, **kwargs: Any) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature: expected more than 0, got {temperature}")
         self.temperature = temperature
         super().__init__(*args, **kwargs)
 

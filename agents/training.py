@@ -213,6 +213,8 @@ def _make_core(config: TrainConfig, env_config: EnvConfig) -> SkipCore:
     backbone = env_config.load_backbone()
     if config.joint:
         backbone = deepcopy(backbone)  # the loaded one is shared by all environments of this process
+    if config.upfront and not 1 <= config.upfront < backbone.depth:
+        raise ValueError(f"upfront: expected 0, or 1..{backbone.depth - 1} blocks, got {config.upfront}")
     most = backbone.macs.total / backbone.macs.dense
     if config.budgets and max(config.budgets) > most:
         raise ValueError(f"budget: expected at most {most:.3f}, what this backbone spends, got {max(config.budgets)}")

@@ -50,8 +50,10 @@ class Dataset:
         return len(self.images)
 
     def check_fits(self, backbone: Backbone) -> None:
-        """Raise ValueError if the images are not square, or of other classes than a backbone tells apart."""
+        """Raise ValueError if images are not square, or not of the classes, two or more, that a backbone knows."""
         height, width = self.images.shape[2:]
+        if len(self.classes) < 2:
+            raise ValueError(f"dataset: expected at least two classes, got {', '.join(self.classes) or 'none'}")
         if height != width or len(self.classes) != backbone.num_classes:
             raise ValueError(
                 f"dataset: expected square images of {backbone.num_classes} classes, as the backbone takes, "
@@ -83,7 +85,8 @@ def register_dataset(name: str, factory: DatasetFactory) -> None:
 
     Args:
         name: a new name.
-        factory: maps (part, data_root) to a `Dataset`; the validation part must be disjoint from the others.
+        factory: maps (part, data_root) to a `Dataset`; the validation part must be disjoint from the others, and in
+            random order, as its first images are taken as a sample of it.
 
     Raises:
         ValueError: if the name is taken.
@@ -106,7 +109,7 @@ def load_dataset(name: str, split: Split, data_root: str | Path | None = None) -
         data_root: folder of the data, for data sets that live in files.
 
     Raises:
-        ValueError: if the name or the split is unknown.
+        ValueError: if the name or the split is unknown, or the validation part is sorted by class.
         FileNotFoundError: if `data_root` does not exist.
     """
     factory = _DATASETS[name]
@@ -115,9 +118,13 @@ def load_dataset(name: str, split: Split, data_root: str | Path | None = None) -
     root = None if data_root is None else Path(data_root).expanduser()
     if root is not None and not root.is_dir():
         raise FileNotFoundError(f"data_root: expected an existing folder with the data set {name!r}, got {root}")
-    if split in ("validation-even", "validation-odd"):
-        return factory("validation", root).every(2, int(split == "validation-odd"))
-    return factory(split, root)
+    if split in ("train", "test"):
+        return factory(split, root)
+    validation = factory("validation", root)
+    labels = validation.labels
+    if len(labels.unique()) > 1 and bool((labels.diff() >= 0).all()):
+        raise ValueError(f"data set {name!r}: expected the validation part in random order, got it sorted by class")
+    return validation if split == "validation" else validation.every(2, int(split == "validation-odd"))
 
 
 def validation_splits(learnt: Split) -> tuple[Split, Split]:

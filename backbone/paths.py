@@ -19,6 +19,8 @@ class Paths(nn.Module):
 
     def __init__(self, vit: Backbone, skip: Skip) -> None:
         super().__init__()
+        if vit.depth < 2 and skip == "tail":
+            raise ValueError(f"skip: expected a net of at least 2 blocks to train its prefixes, got {vit.depth}")
         self.vit = vit
         self.skip: Skip = skip
 

@@ -140,6 +140,8 @@ class ViT(nn.Module):
         for name, value in {**sizes, "num_heads": num_heads, "num_classes": num_classes}.items():
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
+        if not mlp_ratio * embed_dim >= 1:
+            raise ValueError(f"mlp_ratio: expected at least one hidden unit, got {mlp_ratio} times {embed_dim}")
         if image_size % patch_size:
             raise ValueError(f"image_size: expected a multiple of patch_size {patch_size}, got {image_size}")
         if embed_dim % num_heads:

@@ -7,6 +7,7 @@ import numpy as np
 from gymnasium.utils import EzPickle
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..backbone.registry import unknown_name
 from .config import EnvArguments, EnvConfig
@@ -81,7 +82,8 @@ class SkipEnv(gym.Env[NDArray[Any], np.int64], EzPickle):
         self._episodes.seed(seed, ROW)
         self._episodes.generators = [self.np_random]
         self._episodes.reset(ROW, index)
-        return _translate(self._episodes.snapshot())
+        observation, info, *_ = _translate(self._episodes.snapshot())
+        return observation, info
 
     def step(self, action: np.int64 | int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Skip (0) or run (1) the next block.
@@ -91,8 +93,8 @@ class SkipEnv(gym.Env[NDArray[Any], np.int64], EzPickle):
             gymnasium.error.ResetNeeded: after the end of the episode.
         """
         transition = self._episodes.step(np.asarray(action)[None])
-        observation, info = _translate(transition.now)
-        return observation, float(transition.reward[0]), bool(transition.terminated[0]), False, info
+        observation, info, reward = _translate(transition.now, transition.reward)
+        return observation, float(reward[0]), bool(transition.terminated[0]), False, info
 
     def render(self) -> NDArray[np.uint8] | str | None:
         """The episode so far: image, blocks, confidence, compute. uint8 [H, W, 3], or text with ANSI colours."""
@@ -103,10 +105,12 @@ class SkipEnv(gym.Env[NDArray[Any], np.int64], EzPickle):
         return np.ones(2, bool)
 
 
-def _translate(snapshot: Snapshot) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    observation, prediction = to_host(snapshot.observation, snapshot.prediction)
+def _translate(snapshot: Snapshot, *others: Tensor) -> tuple[Any, ...]:
+    """Observation and info of the only row, and other tensors as arrays: in one transfer from the device."""
+    observation, prediction, *values = to_host(snapshot.observation, snapshot.prediction, *others)
     info = snapshot.full_info(prediction.astype(np.int64))
-    return observation[0], {key: value[0] if value.ndim > 1 else value[0].item() for key, value in info.items()}
+    plain = {key: value[0] if value.ndim > 1 else value[0].item() for key, value in info.items()}
+    return observation[0], plain, *values
 
 
 def observation_box(layout: ObservationLayout) -> gym.spaces.Box:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..agents.dynamic_vit import DynamicViT
+from ..agents.image_runner import alike
 from ..agents.static_masks import StaticMasks, enumerate_static_masks, rescore, search_static_masks
 from ..backbone import Backbone, Dataset
 from ..backbone.protocol import ActionUnit, num_units
@@ -93,7 +94,12 @@ def evaluate_against(
         rivals: on the backbone of `net`.
         net: the network.
         references: other full networks by name, on test.
+
+    Raises:
+        ValueError: if the rivals are on another backbone.
     """
+    if not alike(net.backbone, rivals.net.backbone):
+        raise ValueError("rivals: expected those on the backbone of the network, got those on another one")
     on_validation, on_test = rivals.measured(net)
     at_compute = rivals.at(on_validation.macs.mean(), on_test.macs.mean())
     return Evaluation(rivals.dense(), on_test, at_compute, rivals.codebook, references or {})

@@ -95,6 +95,8 @@ def draw_episodes(net: DynamicViT, dataset: Dataset, index: Sequence[int], path:
     config = EnvConfig(observation=layout.kind, action_unit=net.action_unit, budgets=budgets)
     core = SkipCore(net.backbone, dataset, config, len(rows))
     core.reset(rows, np.array(index, np.int64))
-    for _ in range(core.num_units):
-        core.step(net.policy.decide(core.observe()).long().cpu().numpy())
+    net(dataset.images[list(index)].to(core.device))
+    assert net.last_trace is not None
+    for actions in net.last_trace.keep_mask.T.cpu().numpy():
+        core.step(actions.astype(np.int64))
     Image.fromarray(draw_strip([episode_frame(core, int(row)) for row in rows], columns=2)).save(path, optimize=True)

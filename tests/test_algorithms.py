@@ -215,3 +215,26 @@ def test_another_algorithm_of_stable_baselines3_just_runs() -> None:
 def test_episodes_are_not_cut_where_the_class_is_used_directly(venv: SkipVecEnv) -> None:
     with pytest.raises(ValueError, match="n_steps: expected a multiple of the 4 steps of an episode, got 6"):
         Reinforce("MlpPolicy", venv, n_steps=6)
+
+
+def test_an_agent_leaves_no_wish_of_its_own_to_the_next(venv: SkipVecEnv) -> None:
+    """REINFORCE wants several rows of each image."""
+    make_agent("reinforce", venv)
+    assert venv.rows_per_image == 4
+    make_agent("ppo", venv)
+    assert venv.rows_per_image == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "hyperparameters", "message"),
+    [
+        ("ppo", {"n_epochs": 0}, "n_epochs: expected at least 1, got 0"),
+        ("ppo", {"target_kl": "x"}, "target_kl: expected a number or null, got 'x'"),
+        ("dqn", {"train_freq": 0}, "train_freq: expected at least 1, got 0"),
+        ("gumbel", {"temperature": 0.0}, "temperature: expected more than 0, got 0.0"),
+        ("gumbel", {"ent_coef": 0.1}, "unknown hyperparameter 'ent_coef'"),
+    ],
+)
+def test_values_that_are_no_use_are_refused(name: str, hyperparameters: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_agent(name, venv_for(name), **hyperparameters)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nets import make_net
 from rich.console import Console
 from toys import DEPTH, MERGING, TINY
 
@@ -16,13 +17,17 @@ from vitskip.agent_cli import report
 from vitskip.agents import DynamicViT
 from vitskip.agents.algorithms import ALGORITHMS
 from vitskip.agents.backbone_tuner import JointConfig
+from vitskip.agents.baselines import whole_network
 from vitskip.agents.image_runner import RememberingRunner
 from vitskip.agents.training import TrainConfig
 from vitskip.backbone import load_backbone, load_dataset
 from vitskip.eval import comparison
 from vitskip.eval.comparison import compare, make_cells
 from vitskip.eval.comparison_report import accuracy_grid, difference_grid, frontiers, read_evaluations
+from vitskip.eval.evaluation import evaluate_against
 from vitskip.eval.grid import Grid
+from vitskip.eval.measurement import measure
+from vitskip.eval.rivals import Rivals
 from vitskip.eval.statistics import mean_interval
 
 BASE = TrainConfig(total_timesteps=2 * 16 * DEPTH, num_envs=16, env={**TINY})
@@ -383,3 +388,26 @@ def test_own_full_nets_of_several_budgets_are_averaged(tmp_path: Path) -> None:
     one = {**compare(cells, static_mask_images=0, progress_bar=False)[0], "regime": "joint", "dense": {"accuracy": 0.5}}
     grid = accuracy_grid([one, {**one, "budget": 0.9, "dense": {"accuracy": 0.6}}])
     assert dict(zip(grid.headings, grid.rows[0], strict=True))["own full net"] == "55.00"
+
+
+def test_a_joint_net_is_judged_by_its_own_full_net_and_the_dense_one_of_its_seed(tmp_path: Path) -> None:
+    joint = JointConfig(rounds=1, steps=2, batch_size=16, learning_rate=0.05, augmentation="none")
+    base = replace(BASE, joint=joint, total_timesteps=16 * DEPTH * 4)
+    cells = make_cells(base, tmp_path, ["a2c", "reinforce"], [0.8], [0, 1])
+    found, test = compare(cells, static_mask_images=0, progress_bar=False), load_dataset("tiny-digits", "test")
+    for cell, evaluation in zip(cells, found, strict=True):
+        own = whole_network(DynamicViT.load(cell.folder).backbone)
+        tuned = DynamicViT.load(tmp_path / f"dense-seed{cell.config.seed}")
+        assert evaluation["dense"]["accuracy"] == measure(own, test).accuracy
+        assert evaluation["references"]["tuned dense"]["accuracy"] == measure(tuned, test).accuracy
+    assert len({evaluation["dense"]["accuracy"] for evaluation in found}) > 1
+    assert len({evaluation["references"]["tuned dense"]["accuracy"] for evaluation in found}) == 2
+
+
+def test_rivals_on_another_backbone_are_refused() -> None:
+    validation, test = (load_dataset("tiny-digits", split) for split in ("validation", "test"))
+    rivals, other = Rivals(make_net("mlp"), validation, test), make_net("mlp")
+    with torch.no_grad():
+        next(other.backbone.parameters()).add_(0.1)
+    with pytest.raises(ValueError, match="rivals: expected those on the backbone of the network"):
+        evaluate_against(rivals, other)

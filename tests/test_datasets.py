@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitskip.backbone import datasets
-from vitskip.backbone.datasets import Dataset, load_dataset, register_dataset, validation_splits
+from vitskip.backbone import ViT, datasets
+from vitskip.backbone.datasets import Dataset, Part, load_dataset, register_dataset, validation_splits
 from vitskip.backbone.digits import SIZES, digits, source_digits
 from vitskip.backbone.registry import Registry
 
@@ -164,3 +164,24 @@ def test_an_inconsistent_dataset_is_refused(field: str, value: Tensor, message: 
     make_dataset()  # valid but for the change
     with pytest.raises(ValueError, match=message):
         make_dataset(**{field: value})
+
+
+def test_a_validation_part_sorted_by_class_is_refused() -> None:
+    """Its first images would be taken for a sample of it."""
+
+    def by_class(split: Part, data_root: Path | None) -> Dataset:
+        images = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
+        return Dataset(images, torch.tensor([0, 0, 1, 1, 2, 2]), ("a", "b", "c"), torch.full((6,), torch.nan))
+
+    register_dataset("by-class", by_class)
+    assert len(load_dataset("by-class", "test")) == 6
+    for split in ("validation", "validation-odd"):
+        with pytest.raises(ValueError, match=r"data set 'by-class': expected the validation part in random order"):
+            load_dataset("by-class", split)
+
+
+def test_one_class_leaves_nothing_to_tell_apart() -> None:
+    images, backbone = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ViT(image_size=8, patch_size=4, num_classes=1)
+    only = Dataset(images, torch.zeros(2, dtype=torch.int64), ("a",), torch.full((2,), torch.nan))
+    with pytest.raises(ValueError, match="dataset: expected at least two classes, got a"):
+        only.check_fits(backbone)

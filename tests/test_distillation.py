@@ -93,3 +93,11 @@ def test_what_the_planner_sees_is_the_observation_after_the_first_blocks(look_af
     planner = DynamicViT(net.backbone, policy).eval()
     torch.testing.assert_close(planner.look(core.dataset.images[:8]), core.observe())
     assert core.num_units == DEPTH
+
+
+def test_every_path_of_the_codebook_runs_the_blocks_before_the_look() -> None:
+    images = load_dataset("tiny-digits", "train").images
+    config = DistillConfig(paths=4, look_after=3, observation="tokens", steps=1, batch_size=64)
+    rule: Any = distill(make_net("early-exit"), images, config, progress_bar=False).policy.rule
+    assert rule.codebook[:, :3].all()
+    assert len(rule.codebook) == 2

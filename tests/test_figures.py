@@ -108,3 +108,10 @@ def test_episodes_of_a_net_that_is_told_its_budget(tmp_path: Path) -> None:
         draw_episodes(net, dataset, [0, 1, 2], tmp_path / "episodes.png")
         pictures.append(read_picture(tmp_path / "episodes.png"))
     assert (pictures[0] != pictures[1]).any()
+
+
+def test_episodes_of_a_planner_and_of_a_net_with_a_memory(tmp_path: Path) -> None:
+    dataset = load_dataset("tiny-digits", "test")
+    for rule in ("plan", "lstm"):
+        draw_episodes(make_net(rule), dataset, [0, 1], tmp_path / f"{rule}.png")
+        assert read_picture(tmp_path / f"{rule}.png").std() > 5

@@ -133,3 +133,11 @@ def test_learning_gives_its_memory_back_before_calibration(tmp_path: Path, monke
     config = training.TrainConfig("a2c", 64 * DEPTH, num_envs=16, env={**TINY, "prefix_cache": 1.0}, budget=0.8)
     training.train(config, tmp_path, progress_bar=False)
     assert cores[0].prefix_cache.visits > 0 and claimed == [0]
+
+
+def test_a_network_that_does_not_decide_runs_everything(split: Dataset) -> None:
+    net = make_net("mlp")
+    net.undecided_sizes = frozenset({64})
+    run = RememberingRunner(split, net.backbone, 10, batch_size=64)
+    same(net, run, ImageRunner(split, batch_size=64))
+    assert run(net)[1].keep_mask.all()

@@ -218,7 +218,9 @@ def test_the_vit_learns_on_the_training_part_whatever_the_agent_does(
 
 def test_a_net_that_merges_tokens_learns_from_the_one_that_does_not(tmp_path: Path) -> None:
     merging, dataset = load_backbone(MERGING), load_dataset("tiny-digits", "train")
-    assert same_weights(BackboneTuner(merging, dataset, JOINT).teacher, load_backbone("tiny-vit4"))
+    teacher, images = BackboneTuner(merging, dataset, JOINT).teacher, dataset.images[:8]
+    assert torch.equal(teacher(images), load_backbone("tiny-vit4")(images))
+    assert not torch.equal(teacher(images), merging(images))
 
 
 def test_the_dense_twin_gets_the_same_batches_and_steps(tmp_path: Path) -> None:
@@ -307,6 +309,7 @@ def final_rewards(core: SkipCore) -> torch.Tensor:
         ({"augmentation": "digit"}, "unknown augmentation 'digit'"),
         ({"deep_supervision": -0.5}, "deep_supervision: expected at least 0, got -0.5"),
         ({"full_share": 1.0}, r"full_share: expected a share of the images in \[0, 1\), got 1.0"),
+        ({"full_share": 0.99, "batch_size": 16}, "full_share: expected to leave an image of 16, got 0.99"),
         ({"learning_rate": 0.0}, "learning_rate: expected more than 0, got 0.0"),
     ],
 )
@@ -445,3 +448,18 @@ def test_the_curriculum_ends_with_all_units_free(tmp_path: Path, monkeypatch: py
 def test_budgets_out_of_range_are_refused(budget: float) -> None:
     with pytest.raises(ValueError, match=r"budget: expected a share of the dense MACs in \(0, 1\), got"):
         TrainConfig(budget=budget)
+
+
+def test_the_price_waits_while_a_curriculum_forces_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent cannot spend less then, so nothing is to be learnt from what it spends."""
+    seen = []
+    original = Curriculum._on_rollout_start
+
+    def spy(self: Curriculum) -> None:
+        seen.append(self.core.cost_weight.item())
+        original(self)
+
+    monkeypatch.setattr(Curriculum, "_on_rollout_start", spy)
+    run(tmp_path, timesteps=8 * 16 * 2 * DEPTH, curriculum=0.5, budget=0.45, env={"cost_weight": 0.1})
+    assert seen[:5] == [0.1] * 5  # what is known before each of eight rollouts, of which four are forced
+    assert seen[-1] > 0.1

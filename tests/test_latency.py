@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toys import DEPTH, tiny_core
+from toys import DEPTH, TINY, tiny_core
 
+from vitskip.agents import make_agent
 from vitskip.backbone import load_backbone, load_dataset
+from vitskip.envs import make_sb3_env
 from vitskip.envs.cost import cost_shares
 from vitskip.eval.latency import unit_latency
 
@@ -84,3 +86,12 @@ def test_too_little_to_time_is_refused(arguments: dict) -> None:
     images = load_dataset("tiny-digits", "validation").images
     with pytest.raises(ValueError, match="batch_size, rounds: expected at least 1, got"):
         unit_latency(load_backbone("tiny-vit4"), images, **arguments)
+
+
+def test_the_gate_pays_for_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    venv = make_sb3_env(num_envs=4, seed=0, **TINY, cost=write(tmp_path / "table.json"))
+    agent: Any = make_agent("gumbel", venv)
+    answers = iter([1e4, 1e4, -1e4, -1e4])  # runs the first two blocks
+    monkeypatch.setattr(agent, "log_odds", lambda observation: torch.full((len(observation),), next(answers)))
+    _, cost = agent._gated_pass(torch.arange(4), torch.zeros(4, 0))
+    assert cost.tolist() == pytest.approx([0.3] * 4)

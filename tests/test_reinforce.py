@@ -127,3 +127,18 @@ def test_the_best_prefix_is_the_best_of_all_prefixes() -> None:
     assert best.sum(1).tolist() == (torch.stack(scores).argmax(0) + 1).tolist()
     assert (best.int().diff(dim=1) <= 0).all()
     assert len(best.unique(dim=0)) > 1
+
+
+def test_advantages_are_scaled_by_those_that_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The greedy rows of the self-critical baseline, whose advantage is 0, have no part in the deviation."""
+    agent: Any = make_agent("self-critical", make_sb3_env(num_envs=8, seed=0, **TINY))
+    told = {}
+    monkeypatch.setattr(agent, "descend", lambda loss, **logged: told.update(logged))
+    agent.learn(8 * DEPTH)
+    rewards = agent.by_episode(agent.rollout_buffer.rewards)
+    advantage, _ = image_advantage(returns_to_go(rewards), 2, "self-critical")
+    drawn, log_prob = advantage[..., 1::2], agent.evaluate_rollout()[1][..., 1::2]
+    assert drawn.std() > 0
+    assert told["policy_gradient_loss"].item() == pytest.approx(
+        -(drawn / drawn.std() * log_prob).mean().item(), rel=1e-4
+    )

@@ -179,11 +179,11 @@ def test_a_planner_taught_by_such_a_run_is_not_that_run(result: TrainResult, tmp
         ({"num_envs": 0}, "num_envs: expected .*at least 1, got 0"),
         ({"total_timesteps": 0}, "total_timesteps: expected at least 1, got 0"),
         ({"algorithm": "dqn", "upfront": 1}, r"upfront: expected an algorithm that can .*\(.*ppo.*\), got dqn"),
-        ({"upfront": 4}, r"look_after: expected 1\.\.3 blocks, got 4"),
+        ({"upfront": 4}, r"upfront: expected 0, or 1\.\.3 blocks, got 4"),
         ({"env": {**TINY, "backbone": MERGING}, "budget": 0.99}, "budget: expected at most 0.894, .*spends, got 0.99"),
         ({"budget": 0.1}, r"budget: expected at least 0\.433, what is spent before the first decision, got 0.1"),
         ({"upfront": 2, "budget": 0.3}, r"budget: expected at least 0\.716, what is spent before .*, got 0.3"),
-        ({"upfront": -1}, r"look_after: expected 1\.\.3 blocks, got -1"),
+        ({"upfront": -1, "budget": 0.5}, r"upfront: expected 0, or 1\.\.3 blocks, got -1"),
     ],
 )
 def test_bad_configurations_are_refused_before_anything_is_written(
