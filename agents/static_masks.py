@@ -37,10 +37,6 @@ class StaticMasks:
         candidates = self._with(units)
         return self.keep_mask[candidates[self.accuracy[candidates].argmax()]]
 
-    def mean_accuracy(self, units: int) -> float:
-        """Mean over all masks with this many units."""
-        return float(self.accuracy[self._with(units)].mean())
-
     def _with(self, units: int) -> NDArray[np.int64]:
         most = self.keep_mask.shape[1]
         if not 0 <= units <= most:

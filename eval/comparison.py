@@ -66,9 +66,9 @@ class Cell:
         The run is this one, or that which made the backbone; None if there is no such run.
         """
         if self.config.joint:
-            return self.folder.parent / f"dense-seed{self.config.seed}"
+            return _dense_beside(self.folder, self.config.seed)
         made = self.tuned_backbone
-        return made.path.parent / f"dense-seed{made.record['train'].get('seed')}" if made else None
+        return _dense_beside(made.path, made.record["train"].get("seed")) if made else None
 
     def evaluation(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """The finished cell's numbers; None if it is not finished, or was evaluated with other settings."""
@@ -153,6 +153,20 @@ def compare(
             write_json(cell.file, known)
         evaluations.append(known)
     return evaluations
+
+
+def tuned_dense(run: Run) -> Path | None:
+    """The run directory of the dense network trained as long as a joint run's own; None if `compare` left none."""
+    folder, joint = _dense_beside(run.path, run.record["train"]["seed"]), run.record["train"]["joint"]
+    if not is_run(folder):
+        return None
+    there = read(folder)
+    fits = there.record["train"]["joint"] == asdict(JointConfig(**joint).of_dense) and there.backbone == run.original
+    return folder if fits else None
+
+
+def _dense_beside(folder: Path, seed: int | None) -> Path:
+    return folder.parent / f"dense-seed{seed}"
 
 
 def _trained(cell: Cell, progress_bar: bool) -> DynamicViT:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import toys  # noqa: F401 - registers the tiny names
 
+from vitskip import agent_cli
 from vitskip.agents import DynamicViT
 from vitskip.agents.run_directory import read
+from vitskip.agents.training import TrainConfig
 from vitskip.backbone import load_backbone, load_dataset
 from vitskip.eval.measurement import measure
 from vitskip.eval.static_networks import run_whole
@@ -232,6 +234,8 @@ def test_evaluate(finished: dict[str, Finished], folder: Path) -> None:
 
 def test_a_jointly_trained_net_is_held_against_the_original_too(finished: dict[str, Finished], folder: Path) -> None:
     assert "original dense" in check(finished["evaluate joint"])
+    assert "left out a dense network tuned as long" in finished["evaluate joint"].out
+    assert "tuned as long" not in check(finished["evaluate"])
     assert "original dense" not in finished["evaluate"].out
     summary = json.loads((folder / "joint.json").read_text())
     original = load_backbone("tiny-vit4")
@@ -437,3 +441,11 @@ def test_the_demo(tmp_path: Path) -> None:
     assert set(results["agents"]) == {"PPO at 50%", "PPO at 30%", "A2C at 50%", "A2C at 30%"}
     for picture in ("reward_curves", "accuracy_over_compute", "episodes"):
         assert (tmp_path / "demo" / f"{picture}.png").stat().st_size > 10_000
+
+
+def test_what_an_algorithm_brings_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    config = TrainConfig("dynavit", env={"observation": "tokens", "reward": "kl"})
+    agent_cli._tell_published("dynavit", config)
+    assert "dynavit: as published, with cost_weight 3.0; other values" in capsys.readouterr().out
+    agent_cli._tell_published("ppo", config)
+    assert not capsys.readouterr().out

@@ -19,10 +19,11 @@ from vitskip.agents.algorithms import ALGORITHMS
 from vitskip.agents.backbone_tuner import JointConfig
 from vitskip.agents.baselines import whole_network
 from vitskip.agents.image_runner import RememberingRunner
+from vitskip.agents.run_directory import read
 from vitskip.agents.training import TrainConfig
 from vitskip.backbone import load_backbone, load_dataset
 from vitskip.eval import comparison
-from vitskip.eval.comparison import compare, make_cells
+from vitskip.eval.comparison import compare, make_cells, tuned_dense
 from vitskip.eval.comparison_report import accuracy_grid, difference_grid, frontiers, read_evaluations
 from vitskip.eval.evaluation import evaluate_against
 from vitskip.eval.grid import Grid
@@ -167,6 +168,12 @@ def test_a_jointly_trained_net_is_held_against_what_it_was_before_and_a_dense_on
     accuracy = (tuned(test.images).argmax(1) == test.labels).float().mean().item()
     assert found["references"]["tuned dense"]["accuracy"] == pytest.approx(accuracy)
     assert set(found["no_worse_by_half_a_point"]) == {"dense", "original dense", "tuned dense"}
+    run = read(tmp_path / "joint-a2c-80-seed0")
+    assert tuned_dense(run) == tmp_path / "dense-seed0"
+    settings = run.record["train"]
+    longer = {**settings, "joint": {**settings["joint"], "steps": 3}}
+    assert tuned_dense(replace(run, record={"train": longer})) is None
+    assert tuned_dense(replace(run, record={"train": {**settings, "seed": 1}})) is None
     other = replace(base, joint=replace(joint, steps=3))
     with pytest.raises(ValueError, match="dense-seed0: expected a run with joint"):
         compare(make_cells(other, tmp_path, ["reinforce"], [0.8], [0]), static_mask_images=0, progress_bar=False)

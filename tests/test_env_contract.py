@@ -14,7 +14,8 @@ from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 from toys import DEPTH, SIZE, TINY, assert_same
 
 import vitskip  # noqa: F401 - registers the id
-from vitskip.envs import make_sb3_env
+from vitskip.envs import make_sb3_env, single
+from vitskip.envs.episodes import to_host
 from vitskip.envs.viewer import HEIGHT, WIDTH
 
 KINDS = [
@@ -308,3 +309,12 @@ def test_without_a_render_mode_there_is_nothing_to_see(num_envs: int | None) -> 
 def test_every_action_is_allowed() -> None:
     assert make().unwrapped.action_masks().tolist() == [True, True]
     assert make(3).action_masks().tolist() == [[True, True]] * 3
+
+
+def test_a_step_of_the_single_face_reads_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = gym.make("ViTSkip-v0", **TINY)
+    env.reset(seed=0)
+    reads = []
+    monkeypatch.setattr(single, "to_host", lambda *tensors: reads.append(len(tensors)) or to_host(*tensors))
+    *_, info = env.step(1)
+    assert reads == [3] and info["block_index"] == 1  # observation, prediction and reward

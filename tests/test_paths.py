@@ -79,3 +79,9 @@ def test_several_skipped_paths_weigh_as_much_as_one(logits: tuple[Tensor, Tensor
     _, together = path_losses(full, others, targets, ROWS, label_smoothing=0.1, distillation=0.5)
     apart = [losses(full, one, targets, label_smoothing=0.1, distillation=0.5)[1] for one in others.unbind(1)]
     assert together.item() == pytest.approx(sum(apart) / 3)
+
+
+def test_a_net_of_one_block_has_no_prefixes_to_train() -> None:
+    vit = ViT(image_size=8, patch_size=4, embed_dim=4, depth=1, num_heads=1)
+    with pytest.raises(ValueError, match="skip: expected a net of at least 2 blocks to train its prefixes, got 1"):
+        Paths(vit, "tail")

@@ -85,7 +85,7 @@ def test_the_search_leaves_out_what_is_worth_least_for_its_cost(
 
 
 @pytest.mark.parametrize("blocks", range(5))
-def test_best_and_mean_of_each_size(masks: StaticMasks, blocks: int) -> None:
+def test_the_best_of_each_size(masks: StaticMasks, blocks: int) -> None:
     sized = [
         (accuracy, keep.tolist())
         for keep, accuracy in zip(masks.keep_mask, masks.accuracy, strict=True)
@@ -93,7 +93,6 @@ def test_best_and_mean_of_each_size(masks: StaticMasks, blocks: int) -> None:
     ]
     best = masks.best(blocks)
     assert (max(accuracy for accuracy, _ in sized), best.tolist()) in sized
-    assert masks.mean_accuracy(blocks) == pytest.approx(np.mean([accuracy for accuracy, _ in sized]))
 
 
 def test_of_equals_the_earlier_blocks_win(masks: StaticMasks) -> None:
@@ -107,15 +106,12 @@ def test_known_accuracies(masks: StaticMasks) -> None:
     accuracy = np.where((masks.keep_mask == wanted).all(1), 0.9, 0.3)
     known = StaticMasks(masks.keep_mask, accuracy)
     assert known.best(2).tolist() == wanted
-    assert known.mean_accuracy(2) == pytest.approx((0.9 + 5 * 0.3) / 6)
-    assert known.mean_accuracy(3) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("blocks", [-1, 5])
 def test_no_mask_has_so_many_blocks(masks: StaticMasks, blocks: int) -> None:
-    for method in (masks.best, masks.mean_accuracy):
-        with pytest.raises(ValueError, match=rf"units: expected 0\.\.4, got {blocks}"):
-            method(blocks)
+    with pytest.raises(ValueError, match=rf"units: expected 0\.\.4, got {blocks}"):
+        masks.best(blocks)
 
 
 def test_a_deep_net_is_refused() -> None:

@@ -135,6 +135,8 @@ def test_images_of_another_size_are_resized(tiny_vit: ViT) -> None:
 def test_sizes_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="image_size: expected a multiple of patch_size 8, got 30"):
         ViT(image_size=30, patch_size=8)
+    with pytest.raises(ValueError, match="mlp_ratio: expected at least one hidden unit, got -1 times 16"):
+        ViT(embed_dim=16, num_heads=2, mlp_ratio=-1)
     with pytest.raises(ValueError, match="embed_dim: expected a multiple of num_heads 3, got 16"):
         ViT(embed_dim=16, num_heads=3)
 

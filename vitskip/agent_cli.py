@@ -89,6 +89,7 @@ def train(
         curriculum=curriculum,
         upfront=upfront,
     )
+    _tell_published(algorithm, config)
     if (out / "checkpoint.safetensors").is_file():
         console.print(f"{out}: goes on from its checkpoint", markup=False, soft_wrap=True)
     result, record = train_agent(config, out), read(out).record
@@ -183,6 +184,8 @@ def compare(
         upfront=upfront,
     )
     cells = make_cells(base, out, algorithms, at, seeds)
+    for algorithm in algorithms:
+        _tell_published(algorithm, base)
     evaluations = compare_cells(cells, rivals=rival, static_mask_images=static_mask_images)
     _show(evaluations, figure)
     write_result(json, evaluations)
@@ -276,6 +279,18 @@ def _with_folder(path: Path) -> Path:
     """The same path; its folder is there now."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _tell_published(algorithm: str, config: TrainConfig) -> None:
+    """Say which arguments of the environment come from the algorithm, as they were left at their defaults."""
+    published = {name: value for name, value in ALGORITHMS[algorithm].env.items() if name not in config.env}
+    if published:
+        told = ", ".join(f"{name} {value}" for name, value in published.items())
+        console.print(
+            f"{algorithm}: as published, with {told}; other values than the usual defaults go before",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _joint(joint: bool, config: JointConfig) -> JointConfig | None:

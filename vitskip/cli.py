@@ -17,6 +17,7 @@ from vitskip.agents.run_directory import Run, read, versions
 from vitskip.backbone import Dataset, load_backbone, load_dataset
 from vitskip.backbone.datasets import Split, validation_splits
 from vitskip.envs.config import check_device
+from vitskip.eval.comparison import tuned_dense
 from vitskip.eval.demo import demo as run_demo
 from vitskip.eval.evaluation import evaluate as evaluate_net
 from vitskip.eval.evaluation import validation_masks
@@ -63,14 +64,28 @@ def evaluate(
     images, unit = static_mask_images, net.action_unit
     others = static_rivals(net.backbone, rival)
     masks = validation_masks(net.backbone, validation, images, unit) if images else None
-    evaluation = evaluate_net(net, validation, measured, masks, others, _original(record, measured))
+    evaluation = evaluate_net(net, validation, measured, masks, others, _dense_references(record, measured))
     title = f"{splits[1]} part{', on which it learnt' if splits[1] == learnt else ''}, equal compute"
     console.print(comparison_table(title, evaluation.dense, evaluation.rows(run.name)))
     write_result(json, {"run": str(run), "part": splits[1], "versions": versions(), **evaluation.summary()})
 
 
+def _dense_references(run: Run, images: Dataset) -> dict[str, Measurement]:
+    """Dense networks that a run's own is not, by their names in tables: what it began with, and that tuned as long."""
+    found = _original(run, images)
+    if run.record.get("train", {}).get("joint"):
+        folder = tuned_dense(run)
+        if folder is not None:
+            found["tuned dense"] = measure(DynamicViT.load(folder), images)
+        else:
+            console.print(
+                "left out a dense network tuned as long: `vitskip compare` trains one beside its runs", soft_wrap=True
+            )
+    return found
+
+
 def _original(run: Run, images: Dataset) -> dict[str, Measurement]:
-    """The dense network that a run began with, by its name in tables; none if it is the run's own, or is gone."""
+    """The dense network that a run began with; none if it is the run's own, or is gone."""
     try:
         original = run.load_original()
     except ValueError as error:
