@@ -17,6 +17,7 @@ from ..backbone.paths import units_of_block_0
 from ..backbone.protocol import ActionUnit, unit_runner
 from ..backbone.registry import unknown_name
 from ..backbone.token_merging import unmerged
+from ..envs.config import check_device
 from ..envs.observation import ObservationKind, ObservationLayout
 from . import run_directory
 from .observer import Observer, State
@@ -227,6 +228,8 @@ class DynamicViT(nn.Module):
         Raises:
             ValueError: if the policy was not, or the budget is outside those.
         """
+        if not self.budgets and self.policy.layout.shows_budget:
+            raise ValueError(f"budget: expected a network that `calibrate` has fitted to several, got {budget} of none")
         if not self.budgets:
             raise ValueError(f"budget: expected none, as the policy was not trained for several, got {budget}")
         least, most = min(self.budgets), max(self.budgets)
@@ -290,7 +293,7 @@ class DynamicViT(nn.Module):
         kind: ObservationKind = run.observation
         layout = ObservationLayout.of(backbone, kind, run.action_unit, run.budgets is not None)
         policy = run.load_policy(layout)
-        net = cls(backbone, policy, action_unit=run.action_unit, mode=mode).to(device).eval()
+        net = cls(backbone, policy, action_unit=run.action_unit, mode=mode).to(check_device(device)).eval()
         net.budgets = {float(known): float(lean) for known, lean in run.budgets or ()}
         if net.budgets or budget is not None:
             net.set_budget(sorted(net.budgets)[len(net.budgets) // 2] if budget is None else budget)

@@ -19,7 +19,7 @@ from ..envs.config import EnvArguments, EnvConfig
 from ..envs.core import SkipCore
 from ..envs.plan import PlanVecEnv
 from ..envs.sb3 import SkipVecEnv
-from .algorithms import ALGORITHMS, RESERVED, make_agent
+from .algorithms import ALGORITHMS, RESERVED, check_hyperparameters, make_agent
 from .backbone_tuner import JointConfig
 from .budget import BudgetController, calibrate
 from .callbacks import Curriculum, SkipStatistics
@@ -152,6 +152,7 @@ def train(config: TrainConfig, path: str | Path, *, progress_bar: bool = True) -
             the checkpoint of one.
     """
     path, algorithm, env_config = Path(path), ALGORITHMS[config.algorithm], config.env_config
+    check_hyperparameters(config.algorithm, config.hyperparameters)
     check_settings(path, config.record)
     if is_run(path):
         return _result(path, env_config)

@@ -87,8 +87,11 @@ def make_cells(
     those of the table.
 
     Raises:
-        ValueError: for an unknown algorithm or a budget outside (0, 1).
+        ValueError: for an unknown algorithm, a budget outside (0, 1), and what comes twice or not at all.
     """
+    for name, values in {"algorithms": algorithms, "budgets": budgets, "seeds": seeds}.items():
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name}: expected one or more, each once, got {list(values)}")
     kind = ("joint-" if base.joint else "") + (f"upfront{base.upfront}-" if base.upfront else "")
     cells = []
     for seed in seeds:

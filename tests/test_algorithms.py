@@ -5,18 +5,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sb3_contrib import QRDQN, TRPO
+from sb3_contrib import QRDQN, TRPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.vec_env import VecFrameStack
 from torch import Tensor
 from toys import DEPTH, TINY
 
 from vitskip.agents import make_agent
 from vitskip.agents.algorithms import ALGORITHMS
-from vitskip.agents.extraction import extract_actor
+from vitskip.agents.extraction import extract_actor, extract_q_network, extract_recurrent_actor
 from vitskip.agents.reinforce import Reinforce
 from vitskip.envs import SkipVecEnv, make_sb3_env
+from vitskip.envs.plan import PlanVecEnv
 
 NAMES = pytest.mark.parametrize("name", ["a2c", "ppo"])
 EVERY_NAME = pytest.mark.parametrize("name", sorted(ALGORITHMS))
@@ -238,3 +241,43 @@ def test_an_agent_leaves_no_wish_of_its_own_to_the_next(venv: SkipVecEnv) -> Non
 def test_values_that_are_no_use_are_refused(name: str, hyperparameters: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_agent(name, venv_for(name), **hyperparameters)
+
+
+class Doubled(FlattenExtractor):
+    """Features of the caller's own."""
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return 2 * super().forward(observations)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "extract", "message"),
+    [
+        (PPO, {"activation_fn": torch.nn.ReLU}, extract_actor, "expected tanh between linear layers on the flat"),
+        (PPO, {"features_extractor_class": Doubled}, extract_actor, "expected tanh between linear layers on the flat"),
+        (DQN, {}, extract_q_network, "expected tanh between linear layers on the flat"),  # SB3's default is ReLU
+        (DQN, {}, extract_actor, "extract_actor expected an actor-critic without a memory, got DQNPolicy"),
+        (RecurrentPPO, {}, extract_actor, "extract_actor expected an actor-critic without a memory, got Recurrent"),
+        (RecurrentPPO, {}, extract_recurrent_actor, r"expected one LSTM layer on the observation .* \(net_arch=\[\]\)"),
+        (PPO, {}, extract_recurrent_actor, "extract_recurrent_actor expected an actor-critic with an LSTM"),
+    ],
+)
+def test_what_would_decide_otherwise_is_not_extracted(
+    venv: SkipVecEnv, make: Any, options: dict, extract: Any, message: str
+) -> None:
+    policy = "MlpLstmPolicy" if make is RecurrentPPO else "MlpPolicy"
+    agent = make(policy, venv, policy_kwargs=options, seed=0, device="cpu")
+    if hasattr(agent.policy, "action_net"):
+        shake(agent.policy)
+    with pytest.raises(ValueError, match=message):
+        extract(agent.policy, venv.core.layout)
+
+
+def test_an_agent_of_other_observations_or_actions_is_not_extracted(venv: SkipVecEnv) -> None:
+    stacked = PPO("MlpPolicy", VecFrameStack(venv, 2), device="cpu")
+    size = venv.core.layout.size
+    with pytest.raises(ValueError, match=rf"observations \[{size}\], got \[{2 * size}\]"):
+        extract_actor(stacked.policy, venv.core.layout)
+    planner = PPO("MlpPolicy", PlanVecEnv(venv), device="cpu")
+    with pytest.raises(ValueError, match=r"expected one of 2 outputs, got the action space MultiBinary\(4\)"):
+        extract_actor(planner.policy, venv.core.layout)

@@ -269,5 +269,7 @@ def test_an_agent_that_is_not_calibrated_is_saved_and_loaded(tmp_path: Path) -> 
     net.save(tmp_path, backbone_name="tiny-vit4")
     loaded = DynamicViT.load(tmp_path)
     assert loaded.budgets == {}
+    with pytest.raises(ValueError, match=r"budget: expected a network that `calibrate` has fitted to several, got 0.7"):
+        loaded.set_budget(0.7)
     net.shown_budget = loaded.shown_budget = 0.7
     assert torch.equal(loaded(images), net(images))

@@ -100,6 +100,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
         ["train", "RUN2", *TINY, "--num-envs", "8", "--total-timesteps", "64", "--joint", "--joint.batch-size", "16"],
         "rounds: expected at most",
     ),
+    "budget of a planner": (["distill", "RUN", "RUN2", "--budget", "1.2"], "budget: expected a share of the dense"),
     "demo": (["demo", "--out", "RUN2", "--scale", "0"], "scale: expected more than 0, got 0.0"),
 }
 

@@ -15,7 +15,7 @@ from vitskip.agents.budget import calibrate, macs_fraction
 from vitskip.agents.distillation import DistillConfig
 from vitskip.agents.distillation import distill as distill_agent
 from vitskip.agents.image_runner import ImageRunner
-from vitskip.agents.run_directory import read, refuse_run, versions
+from vitskip.agents.run_directory import is_run, read, refuse_run, versions
 from vitskip.agents.training import CALIBRATION_IMAGES, TrainConfig
 from vitskip.agents.training import train as train_agent
 from vitskip.backbone import load_dataset
@@ -90,15 +90,20 @@ def train(
         upfront=upfront,
     )
     _tell_published(algorithm, config)
+    learning_starts = config.record["hyperparameters"].get("learning_starts", 0)
+    if learning_starts >= total_timesteps:
+        console.print(f"{algorithm} learns nothing in {total_timesteps} steps: learning_starts is {learning_starts}")
+    finished = is_run(out)
     if (out / "checkpoint.safetensors").is_file():
         console.print(f"{out}: goes on from its checkpoint", markup=False, soft_wrap=True)
     result, record = train_agent(config, out), read(out).record
+    if finished:
+        console.print(f"{out}: was finished, nothing was trained", markup=False, soft_wrap=True)
     last = {name: column[-1] for name, column in result.curve.items() if column}
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.items())
     lines = [f"{out}: last rollout: {numbers or 'none; nothing is learnt in so few timesteps'}"]
     for budget, spent in zip(config.budgets, record["calibrated_macs_fraction"], strict=True):
-        missed = f", which misses the budget of {100 * budget:g}%" if abs(spent - budget) > OFF_BUDGET else ""
-        lines.append(f"deployed: {100 * spent:.1f}% of the dense compute on validation images{missed}")
+        lines.append(f"deployed at {100 * budget:g}%: {_deployed(spent, budget)}")
     lines.append(f"curves: tensorboard --logdir {out}")
     console.print("\n".join(lines), markup=False, soft_wrap=True)
     write_result(json, record)
@@ -124,6 +129,8 @@ def distill(
         json: also write the record here.
     """
     refuse_run(out)
+    if budget is not None and not 0 < budget < 1:
+        raise ValueError(f"budget: expected a share of the dense compute in (0, 1), got {budget}")
     record = read(run)
     if "env" not in record.record.get("train", {}):
         raise ValueError(f"run: expected one of `vitskip train`, which tells what it learnt on, got {run}")
@@ -135,10 +142,11 @@ def distill(
     )
     net = distill_agent(teacher, teacher_set.images, config)
     runner = ImageRunner(validation.first(CALIBRATION_IMAGES))
-    spent = calibrate(net, runner, macs_fraction(teacher, runner) if budget is None else budget)
+    wanted = macs_fraction(teacher, runner) if budget is None else budget
+    spent = calibrate(net, runner, wanted)
     description = {**record.record, "distilled_from": str(run), "distill": asdict(config), "macs_fraction": spent}
     net.save(out, backbone_name=record.backbone, record=description)
-    console.print(f"{out}: {100 * spent:.1f}% of the dense compute on validation images", markup=False, soft_wrap=True)
+    console.print(f"{out}: {_deployed(spent, wanted)}", markup=False, soft_wrap=True)
     write_result(json, description)
 
 
@@ -279,6 +287,12 @@ def _with_folder(path: Path) -> Path:
     """The same path; its folder is there now."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _deployed(spent: float, budget: float) -> str:
+    """What a network spends, and whether it misses its budget."""
+    missed = f", which misses the budget of {100 * budget:.3g}%" if abs(spent - budget) > OFF_BUDGET else ""
+    return f"{100 * spent:.1f}% of the dense compute on validation images{missed}"
 
 
 def _tell_published(algorithm: str, config: TrainConfig) -> None:

@@ -65,9 +65,13 @@ def evaluate(
     others = static_rivals(net.backbone, rival)
     masks = validation_masks(net.backbone, validation, images, unit) if images else None
     evaluation = evaluate_net(net, validation, measured, masks, others, _dense_references(record, measured))
-    title = f"{splits[1]} part{', on which it learnt' if splits[1] == learnt else ''}, equal compute"
+    name, shown = dataset or _environment(record)["dataset"], net.shown_budget if net.budgets else None
+    learnt_on = ", on which it learnt" if splits[1] == learnt else ""
+    at = "" if shown is None else f", at a budget of {100 * float(shown):g}%"
+    title = f"{name}, {splits[1]} part{learnt_on}, equal compute{at}"
     console.print(comparison_table(title, evaluation.dense, evaluation.rows(run.name)))
-    write_result(json, {"run": str(run), "part": splits[1], "versions": versions(), **evaluation.summary()})
+    about = {"run": str(run), "dataset": name, "part": splits[1], "budget": shown, "versions": versions()}
+    write_result(json, {**about, **evaluation.summary()})
 
 
 def _dense_references(run: Run, images: Dataset) -> dict[str, Measurement]:
@@ -187,7 +191,9 @@ def _import(module: str = "") -> None:
 def _split(run: Run, split: Split, dataset: str | None, data_root: str | None) -> Dataset:
     """A part of the data set that a run was trained on, or of another one."""
     env = _environment(run)
-    return load_dataset(dataset or env.get("dataset", "digits"), split, data_root or env.get("data_root"))
+    if not dataset and "dataset" not in env:
+        raise ValueError(f"dataset: expected --dataset, as {run.path} does not tell what it learnt on")
+    return load_dataset(dataset or env["dataset"], split, data_root or env.get("data_root"))
 
 
 def _environment(run: Run) -> dict[str, Any]:
