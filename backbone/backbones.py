@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .json_files import read_json
+from .macs import Macs
 from .protocol import Backbone
 from .registry import Registry, unknown_name
 from .token_merging import TokenMergingViT, merge_in_stem
@@ -57,9 +58,22 @@ def load_backbone(name: str) -> Backbone:
             "--start`, or register_backbone what `timm_backbone` or `torchvision_backbone` makes of it"
         )
     backbone = _load_card(card) if card else _BACKBONES[name]()
-    if not isinstance(backbone, Backbone):
-        raise ValueError(f"backbone {name!r}: expected its factory to give a Backbone, got {type(backbone).__name__}")
+    _check_members(name, backbone)
     return backbone.eval()
+
+
+def _check_members(name: str, backbone: Any) -> None:
+    """Refuse what lacks a part of the protocol, or counts the MACs of other blocks than it has."""
+    members = {*Backbone.__annotations__, *(name for name in vars(Backbone) if not name.startswith("_"))}
+    missing = sorted(member for member in members if not hasattr(backbone, member))
+    if missing:
+        raise ValueError(
+            f"backbone {name!r}: expected its factory to give a Backbone, got {type(backbone).__name__} "
+            f"without {', '.join(missing)}"
+        )
+    macs, depth = backbone.macs, backbone.depth
+    if not isinstance(macs, Macs) or {len(macs.attention), len(macs.mlp)} != {depth}:
+        raise ValueError(f"backbone {name!r}: expected macs to be the Macs of {depth} blocks, got {macs!r}")
 
 
 def original_name(name: str) -> str:
@@ -68,6 +82,12 @@ def original_name(name: str) -> str:
         return original_name(_merging(name)[1])
     run = _run_of(name)
     return original_name(_named_in(run)) if run else name
+
+
+def dataset_of(name: str) -> str | None:
+    """The data set that a backbone with a card, or what it began as, was trained on; None where no card tells."""
+    card = card_of(original_name(name))
+    return read_card(card).get("dataset") if card else None
 
 
 def architecture_of(name: str) -> dict[str, Any]:

@@ -34,6 +34,10 @@ class Dataset:
     difficulty: Tensor
 
     def __post_init__(self) -> None:
+        tensors = {"images": self.images, "labels": self.labels, "difficulty": self.difficulty}
+        for name, value in tensors.items():
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name}: expected a torch tensor, got {type(value).__name__}")
         count = len(self.images)
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3 or not count:
             raise ValueError(

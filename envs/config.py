@@ -4,6 +4,7 @@ import functools
 import math
 import multiprocessing
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypedDict, get_args
@@ -12,6 +13,7 @@ import torch
 
 from ..backbone import Backbone, Dataset, load_backbone, load_dataset
 from ..backbone.augment import AUGMENTATIONS, with_copies
+from ..backbone.backbones import dataset_of
 from ..backbone.datasets import Split, check_dataset
 from ..backbone.protocol import ActionUnit
 from ..backbone.registry import unknown_name
@@ -151,7 +153,15 @@ class EnvConfig:
         return _shared_copies(self.dataset, self.split, self.data_root, self.augmentation, self.copies)
 
     def load_backbone(self) -> Backbone:
-        """The frozen backbone on its device, shared by all environments of this process."""
+        """The frozen backbone on its device, shared by all environments of this process.
+
+        One that is known to be of another data set than a shipped one is warned of: it may have as many classes.
+        """
+        learnt = dataset_of(self.backbone)
+        if self.dataset in BACKBONES and learnt not in (None, self.dataset):
+            warnings.warn(
+                f"backbone: {self.backbone!r} was trained on {learnt!r}, the data set is {self.dataset!r}", stacklevel=2
+            )
         return _shared_backbone(self.backbone, str(check_device(self.device)))
 
 

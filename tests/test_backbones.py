@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ from nets import make_net
 
 from vitskip.agents import DynamicViT
 from vitskip.agents.run_directory import read
-from vitskip.backbone.backbones import SHIPPED, build_backbone, load_backbone, original_name, read_card
+from vitskip.backbone.backbones import (
+    SHIPPED,
+    build_backbone,
+    load_backbone,
+    original_name,
+    read_card,
+    register_backbone,
+)
+from vitskip.backbone.macs import Macs
 from vitskip.backbone.start import start_backbone
 from vitskip.backbone.vit import ViT
 from vitskip.backbone.weights import save_weights
@@ -164,3 +173,34 @@ def test_torchvision_by_name() -> None:
 def test_a_bad_start_is_refused(start: str, weights: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         start_backbone(start, 10, weights)
+
+
+class Halfway(torch.nn.Module):
+    """A module of a user's that is no backbone yet."""
+
+    depth, embed_dim, num_classes, num_tokens, num_prefix_tokens, image_size = 4, 8, 3, 5, 1, 8
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+def test_a_net_that_lacks_members_is_told_which() -> None:
+    register_backbone("halfway", Halfway)
+    message = "to give a Backbone, got Halfway without classify, macs, run_block, run_half_block$"
+    with pytest.raises(ValueError, match=message):
+        load_backbone("halfway")
+
+
+class ShortOfMacs(ViT):
+    """Counts one block of two."""
+
+    @property
+    def macs(self) -> Macs:
+        return replace(super().macs, mlp=super().macs.mlp[:1])
+
+
+def test_macs_are_those_of_every_block() -> None:
+    sizes = {name: value for name, value in SMALL.items() if isinstance(value, int)}
+    register_backbone("short-of-macs", lambda: ShortOfMacs(**sizes))
+    with pytest.raises(ValueError, match="expected macs to be the Macs of 2 blocks, got Macs"):
+        load_backbone("short-of-macs")

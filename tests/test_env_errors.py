@@ -361,3 +361,8 @@ def test_a_data_set_has_a_backbone_of_its_own() -> None:
 def test_others_vits_are_to_be_trained_first(name: str) -> None:
     with pytest.raises(ValueError, match=f"expected one trained on this data set, got '{name}'; fine-tune it by"):
         EnvConfig(backbone=name).load_backbone()
+
+
+def test_a_backbone_of_another_data_set_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="'cifar10-vit4-plain' was trained on 'cifar10', the data set is 'digits'"):
+        EnvConfig(backbone="cifar10-vit4-plain").load_backbone()
