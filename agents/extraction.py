@@ -23,7 +23,7 @@ def extract_actor(policy: Any, layout: ObservationLayout) -> Policy:
     """
     _expect(policy, layout, "mlp_extractor", "extract_actor", "an actor-critic without a memory")
     extracted = _from_two_outputs([*_linears(policy.mlp_extractor.policy_net), policy.action_net], layout)
-    return _checked(extracted, lambda seen: _run_minus_skip(_actor_outputs(policy, seen).T)[0])
+    return _checked(extracted, policy, lambda seen: _run_minus_skip(_actor_outputs(policy, seen).T)[0])
 
 
 def extract_planner(policy: Any, layout: ObservationLayout, look_after: int) -> Policy:
@@ -31,9 +31,8 @@ def extract_planner(policy: Any, layout: ObservationLayout, look_after: int) -> 
     _expect(policy, layout, "mlp_extractor", "extract_planner", "an actor-critic without a memory", layout.num_units)
     hidden, output = _linears(policy.mlp_extractor.policy_net), policy.action_net
     extracted = Policy("plan", layout, widths=[layer.out_features for layer in hidden], look_after=look_after)
-    return _checked(
-        _with_layers(extracted, hidden, output.weight, output.bias), lambda seen: _actor_outputs(policy, seen)
-    )
+    extracted = _with_layers(extracted, hidden, output.weight, output.bias)
+    return _checked(extracted, policy, lambda seen: _actor_outputs(policy, seen))
 
 
 def extract_recurrent_actor(policy: Any, layout: ObservationLayout) -> Policy:
@@ -63,7 +62,7 @@ def extract_q_network(policy: Any, layout: ObservationLayout) -> Policy:
     """
     _expect(policy, layout, "q_net", "extract_q_network", "DQN's")
     extracted = _from_two_outputs(_linears(policy.q_net.q_net), layout)
-    return _checked(extracted, lambda seen: _run_minus_skip(policy.q_net(seen).T)[0])
+    return _checked(extracted, policy, lambda seen: _run_minus_skip(policy.q_net(seen).T)[0])
 
 
 def extract_quantile_network(policy: Any, layout: ObservationLayout) -> Policy:
@@ -73,7 +72,7 @@ def extract_quantile_network(policy: Any, layout: ObservationLayout) -> Policy:
     mean = nn.Linear(last.in_features, 2)
     _set(mean, last.weight.unflatten(0, (-1, 2)).mean(0), last.bias.unflatten(0, (-1, 2)).mean(0))
     extracted = _from_two_outputs([*hidden, mean], layout)
-    return _checked(extracted, lambda seen: _run_minus_skip(policy.quantile_net(seen).mean(1).T)[0])
+    return _checked(extracted, policy, lambda seen: _run_minus_skip(policy.quantile_net(seen).mean(1).T)[0])
 
 
 def extract_per_unit(policy: Any, layout: ObservationLayout) -> Policy:
@@ -120,12 +119,12 @@ def _actor_outputs(policy: Any, seen: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _checked(extracted: Policy, log_odds: Callable[[Tensor], Tensor]) -> Policy:
-    """The extracted policy, if it says what the policy that it was taken from says."""
-    device = next(extracted.parameters()).device
+def _checked(extracted: Policy, policy: Any, log_odds: Callable[[Tensor], Tensor]) -> Policy:
+    """The extracted policy, if its log-odds are those of the policy that it was taken from, but for rounding."""
     seen = 2 * torch.rand(64, extracted.layout.size, generator=torch.Generator().manual_seed(0)) - 1
-    ours, theirs = extracted.log_odds(seen.to(device))[0], log_odds(seen).to(device)
-    if not torch.allclose(ours, theirs.reshape(ours.shape), rtol=1e-3, atol=1e-3):
+    theirs = log_odds(seen.to(policy.device)).cpu()
+    ours = extracted.log_odds(seen)[0].reshape(theirs.shape)
+    if (ours - theirs).abs().max() > 0.02 * theirs.abs().max() + 1e-4:  # as far as TF32 may be off
         raise ValueError(
             "policy: expected tanh between linear layers on the flat observation (SB3's default for PPO and A2C; "
             "of others policy_kwargs=dict(activation_fn=torch.nn.Tanh)), got one that decides otherwise"

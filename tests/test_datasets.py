@@ -170,8 +170,9 @@ def test_a_validation_part_sorted_by_class_is_refused() -> None:
     """Its first images would be taken for a sample of it."""
 
     def by_class(split: Part, data_root: Path | None) -> Dataset:
-        images = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
-        return Dataset(images, torch.tensor([0, 0, 1, 1, 2, 2]), ("a", "b", "c"), torch.full((6,), torch.nan))
+        labels = torch.arange(3).repeat_interleave(40 if split == "validation" else 2)
+        images = torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8)
+        return Dataset(images, labels, ("a", "b", "c"), torch.full((len(labels),), torch.nan))
 
     register_dataset("by-class", by_class)
     assert len(load_dataset("by-class", "test")) == 6
