@@ -155,10 +155,10 @@ class EnvConfig:
     def load_backbone(self) -> Backbone:
         """The frozen backbone on its device, shared by all environments of this process.
 
-        One that is known to be of another data set than a shipped one is warned of: it may have as many classes.
+        One that was trained on another of the data sets with shipped ones is warned of: it may have as many classes.
         """
         learnt = dataset_of(self.backbone)
-        if self.dataset in BACKBONES and learnt not in (None, self.dataset):
+        if {self.dataset, learnt} <= BACKBONES.keys() and learnt != self.dataset:
             warnings.warn(
                 f"backbone: {self.backbone!r} was trained on {learnt!r}, the data set is {self.dataset!r}", stacklevel=2
             )
