@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..agents.dynamic_vit import DynamicViT
@@ -15,20 +16,27 @@ from ..envs.single import episode_frame
 from ..envs.viewer import draw_strip
 
 Point = tuple[float, float]  # MACs fraction, accuracy
+CURVE_POINTS = 50
 
 
 def draw_reward_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Return, accuracy and compute over environment steps, one line per agent."""
+    """Return, accuracy and compute over environment steps, one line per agent, of means over neighbouring rollouts."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     panels = figure.subplots(1, 3)
     titles = {"episode_return": "episode return", "success_rate": "accuracy", "macs_fraction": "MACs over dense"}
     for axes, (column, title) in zip(panels, titles.items(), strict=True):
         for name, curve in curves.items():
-            axes.plot(np.array(curve["timesteps"]) / 1e6, curve[column], label=name)
+            steps, values = (_binned(curve[part]) for part in ("timesteps", column))
+            axes.plot(steps / 1e6, values, label=name)
         axes.set(title=title, xlabel="environment steps [millions]")
         axes.grid(alpha=0.3)
     panels[0].legend(frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def _binned(values: Sequence[float]) -> NDArray[np.float64]:
+    """Means of neighbours, at most `CURVE_POINTS` of them: what many short rollouts say of few images is noise."""
+    return np.array([part.mean() for part in np.array_split(values, min(len(values), CURVE_POINTS))])
 
 
 def draw_accuracy_over_compute(points: Mapping[str, Sequence[Point]], path: Path, *, lines: Sequence[str] = ()) -> None:

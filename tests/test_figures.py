@@ -15,6 +15,8 @@ from vitskip.envs import ObservationLayout
 from vitskip.envs.single import episode_frame
 from vitskip.envs.viewer import WIDTH, draw_strip
 from vitskip.eval.figures import (
+    CURVE_POINTS,
+    _binned,
     draw_accuracy_over_compute,
     draw_episodes,
     draw_reward_curves,
@@ -115,3 +117,9 @@ def test_episodes_of_a_planner_and_of_a_net_with_a_memory(tmp_path: Path) -> Non
     for rule in ("plan", "lstm"):
         draw_episodes(make_net(rule), dataset, [0, 1], tmp_path / f"{rule}.png")
         assert read_picture(tmp_path / f"{rule}.png").std() > 5
+
+
+def test_curves_of_many_rollouts_are_means_of_neighbours() -> None:
+    assert _binned([1.0, 2.0, 3.0]).tolist() == [1, 2, 3]
+    noisy = np.tile([0.0, 1.0], 500)
+    assert _binned(noisy).tolist() == [0.5] * CURVE_POINTS
