@@ -121,5 +121,5 @@ def test_episodes_of_a_planner_and_of_a_net_with_a_memory(tmp_path: Path) -> Non
 
 def test_curves_of_many_rollouts_are_means_of_neighbours() -> None:
     assert _binned([1.0, 2.0, 3.0]).tolist() == [1, 2, 3]
-    noisy = np.tile([0.0, 1.0], 500)
+    noisy = [0.0, 1.0] * 500
     assert _binned(noisy).tolist() == [0.5] * CURVE_POINTS
