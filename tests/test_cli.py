@@ -157,6 +157,18 @@ def finished(folder: Path) -> dict[str, Finished]:
         "help": ["--help"],
         **{f"help {command}": [command, "--help"] for command in COMMANDS},
         "train": ["train", "RUN", *TINY, *timesteps, "--cost-weight", "0.2", "--seed", "3", "--json", "train.json"],
+        "train again": ["train", "RUN", *TINY, *timesteps, "--cost-weight", "0.2", "--seed", "3"],
+        "train too little": [
+            "train",
+            "DQN",
+            *TINY,
+            "--algorithm",
+            "dqn",
+            "--num-envs",
+            "8",
+            "--total-timesteps",
+            "192",
+        ],
         "evaluate": ["evaluate", "RUN", "--static-mask-images", "8", "--json", "evaluate.json"],
         "evaluate on validation": ["evaluate", "RUN", "--part", "validation", *NO_MASKS, "--json", "validation.json"],
         "evaluate without masks": ["evaluate", "RUN", *NO_MASKS],
@@ -217,6 +229,12 @@ def test_train(finished: dict[str, Finished], folder: Path) -> None:
     assert json.loads((folder / "train.json").read_text()) == read(run).record
     train = read(run).record["train"]
     assert (train["seed"], train["algorithm"], train["env"]["cost_weight"]) == (3, "ppo", 0.2)
+
+
+def test_what_was_not_learnt_is_told(finished: dict[str, Finished]) -> None:
+    assert "was finished, nothing was trained" in check(finished["train again"])
+    assert "was finished" not in finished["train"].out
+    assert "dqn learns nothing in 192 steps: learning_starts is 20000" in check(finished["train too little"])
 
 
 def test_evaluate(finished: dict[str, Finished], folder: Path) -> None:
