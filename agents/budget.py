@@ -63,7 +63,7 @@ class BudgetController(BaseCallback):
         self._log += INTEGRAL * share * violation
         self.core.cost_weight = np.exp(self._log + PROPORTIONAL * violation)
         for budget, cost_weight in zip(self.budgets, self.core.cost_weight, strict=True):
-            self.logger.record(f"skip/cost_weight_at_{round(100 * budget)}", cost_weight)
+            self.logger.record(f"skip/cost_weight_at_{100 * budget:g}", cost_weight)
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ class SkipStatistics(BaseCallback):
         self.spent = {budget: float(np.mean(fractions)) for budget, fractions in by_budget.items()}
         for budget, spent in self.spent.items():
             if budget is not None:
-                self.logger.record(f"skip/macs_fraction_at_{round(100 * budget)}", spent)
+                self.logger.record(f"skip/macs_fraction_at_{100 * budget:g}", spent)
         self.logger.record("skip/units_run", float(masks.sum(1).mean()))
         self.logger.record("skip/distinct_paths", len(np.unique(masks, axis=0)))
         for unit, rate in enumerate(masks.mean(0)):

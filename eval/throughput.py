@@ -131,10 +131,12 @@ def benchmark(
         rivals: static networks to time beside them, by name; they are moved to the device of `net`.
 
     Raises:
-        ValueError: unless there is a batch size, and every one is at least 1.
+        ValueError: unless there is a batch size, each is at least 1 and another one, and the seconds are none or more.
     """
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise ValueError(f"batch_sizes: expected one or more integers of at least 1, got {tuple(batch_sizes)}")
+    if not batch_sizes or min(batch_sizes) < 1 or len(set(batch_sizes)) < len(batch_sizes):
+        raise ValueError(f"batch_sizes: expected integers of at least 1, each once, got {tuple(batch_sizes)}")
+    if not seconds >= 0:
+        raise ValueError(f"seconds: expected 0 or more, got {seconds}")
     device = next(net.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     resident = images.to(device)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from nets import make_net, make_policy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import DEPTH, TINY, tiny_core
 
 import vitskip  # noqa: F401 - registers the ids
@@ -155,6 +156,17 @@ def test_each_budget_has_its_own_multiplier(tmp_path: Path) -> None:
     assert len(record["calibrated_macs_fraction"]) == len(BUDGETS)
     assert list(result.net.budgets) == list(BUDGETS)
     assert DynamicViT.load(tmp_path, budget=0.7).shown_budget == 0.7
+
+
+def test_budgets_that_are_near_have_curves_of_their_own(tmp_path: Path) -> None:
+    budgets = [0.7, 0.704, 0.9]
+    config = TrainConfig("ppo", 64 * DEPTH * 8, 0, 64, {"batch_size": 256}, {**ENV, "budgets": budgets})
+    train(config, tmp_path, progress_bar=False)
+    (folder,) = (tmp_path / "tensorboard").iterdir()
+    events = EventAccumulator(str(folder)).Reload()
+    tags = {tag for tag in events.Tags()["scalars"] if "_at_" in tag}
+    names = [f"skip/{name}_at_" for name in ("macs_fraction", "cost_weight")]
+    assert tags == {f"{name}{budget}" for name in names for budget in ("70", "70.4", "90")}
 
 
 @pytest.mark.slow

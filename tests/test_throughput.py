@@ -109,10 +109,16 @@ def test_speed_ups_of_rivals_by_hand() -> None:
     assert "small net" in stream.getvalue() and "1.25" in stream.getvalue()
 
 
-@pytest.mark.parametrize("batch_sizes", [(), (4, 0), (-1,)])
-def test_batch_sizes_are_positive(batch_sizes: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="batch_sizes: expected one or more integers of at least 1, got"):
+@pytest.mark.parametrize("batch_sizes", [(), (4, 0), (-1,), (4, 8, 4)])
+def test_batch_sizes_are_positive_and_differ(batch_sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="batch_sizes: expected integers of at least 1, each once, got"):
         benchmark(make_net("mask"), load_dataset("tiny-digits", "test").images, batch_sizes=batch_sizes)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+def test_a_time_is_no_less_than_none(seconds: float) -> None:
+    with pytest.raises(ValueError, match="seconds: expected 0 or more, got"):
+        benchmark(make_net("mask"), load_dataset("tiny-digits", "test").images, batch_sizes=(1,), seconds=seconds)
 
 
 def test_the_summary(result: Benchmark) -> None:
