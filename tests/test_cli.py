@@ -179,7 +179,7 @@ def finished(folder: Path) -> dict[str, Finished]:
         "benchmark adapted": ["benchmark", "RUN", *sizes, "--adapt", "--json", "adapted.json"],
         "report": ["report", "benchmark.json", "adapted.json", "--out", "speed.md"],
         "pretrain": ["pretrain", "--out", "small", *SMALL, "--json", "pretrain.json"],
-        "fine-tune": ["pretrain", "--out", "tuned", "--start", "small", *SMALL[-4:], "--skip", "half"],
+        "fine-tune": ["pretrain", "--out", "tuned", "--start", "small", *SMALL[-4:], "--skip", "half", *NO_MASKS],
         "depth of a folder": ["depth", "--backbone", "tuned", "--dataset", "small-digits"],
         "import": ["--import", "mine", "depth", "--dataset", "mine", "--backbone", "mine", *NO_MASKS],
         "latency": ["latency", *TINY, *HALF, "--rounds", "4", "--json", "latency.json"],
@@ -363,6 +363,7 @@ def test_fine_tuning_goes_on_from_a_folder(finished: dict[str, Finished], folder
     first, second = (json.loads((folder / name / "card.json").read_text()) for name in ("small", "tuned"))
     assert second["architecture"] == first["architecture"]
     assert second["recipe"]["skip"] == "half" and "--start small" in second["command"]
+    assert set(first["test"]["accuracy"]) - set(second["test"]["accuracy"]) == {"best static mask"}
     assert "accuracy under skipping" in check(finished["depth of a folder"])
 
 

@@ -61,6 +61,7 @@ def pretrain(
     weights: Path | None = None,
     vit: VitFlags = NewViT(),
     recipe: RecipeFlags = DIGITS,
+    static_mask_images: int = 256,
     device: str = "cpu",
     json: OutputFile = None,
 ) -> None:
@@ -76,6 +77,7 @@ def pretrain(
         weights: file of others' weights, for torchvision and timm.
         vit: the new ViT.
         recipe: how it is trained.
+        static_mask_images: validation images on which all static masks are tried in the end; 0 leaves them out.
         device: where to train.
         json: also write the card here.
     """
@@ -99,6 +101,7 @@ def pretrain(
         data_root=data_root,
         command="vitskip " + shlex.join(sys.argv[1:]),
         start=start if weights is None else f"{start} with {weights}",
+        static_mask_images=static_mask_images,
     )
     if done is None:  # another process of this run writes and prints
         return
