@@ -49,7 +49,8 @@ def evaluate(
         dataset: registered name; what the run was trained on if not given.
         data_root: folder of the data set, if it is not where it was in training.
         rival: further backbones, by name or folder, e.g. shallower ones; mixed in pairs they make one more baseline.
-        budget: mean share of the dense net's compute, of an agent that was trained for several.
+        budget: mean share of the dense net's compute, of an agent that was trained for several; the middle one of them
+            if not given.
         static_mask_images: validation images on which static masks are tried; 0 leaves that baseline out.
         part: where it is measured; "validation" to choose among runs, so that the test part stays untouched. There an
             agent that learnt on one half ("validation-even") is measured on the other, and one that learnt on all of it
@@ -116,7 +117,8 @@ def benchmark(
         run: run directory.
         batch_sizes: images in a batch.
         seconds: roughly, for each batch size.
-        budget: mean share of the dense net's compute, of an agent that was trained for several.
+        budget: mean share of the dense net's compute, of an agent that was trained for several; the middle one of them
+            if not given.
         rival: further backbones, by name or folder, e.g. shallower ones, timed beside it.
         adapt: first find, on validation images, the small batches in which deciding is slower than running all blocks,
             and run all there.
