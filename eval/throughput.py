@@ -1,5 +1,6 @@
 """Dense against dynamic, timed alternately on real images."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -131,12 +132,13 @@ def benchmark(
         rivals: static networks to time beside them, by name; they are moved to the device of `net`.
 
     Raises:
-        ValueError: unless there is a batch size, each is at least 1 and another one, and the seconds are none or more.
+        ValueError: unless there are batch sizes, each at least 1 and there once, and the seconds are finite and not
+            negative.
     """
     if not batch_sizes or min(batch_sizes) < 1 or len(set(batch_sizes)) < len(batch_sizes):
         raise ValueError(f"batch_sizes: expected integers of at least 1, each once, got {tuple(batch_sizes)}")
-    if not seconds >= 0:
-        raise ValueError(f"seconds: expected 0 or more, got {seconds}")
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"seconds: expected a finite number of at least 0, got {seconds}")
     device = next(net.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     resident = images.to(device)
