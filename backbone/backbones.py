@@ -9,7 +9,7 @@ from .json_files import read_json
 from .macs import Macs
 from .protocol import Backbone
 from .registry import Registry, unknown_name
-from .token_merging import TokenMergingViT, merge_in_stem
+from .token_merging import TokenMergingViT, merge_in_stem, unmerged
 from .vit import ViT
 from .weights import load_weights
 
@@ -42,7 +42,8 @@ def load_backbone(name: str) -> Backbone:
     Args:
         name: registered or shipped name, or the path of a folder that `vitskip pretrain` or `vitskip train` left, of
             which the latter holds what joint training made of the backbone; "tome:COUNT:NAME" is the `ViT` of that
-            name whose block 0 always runs and merges COUNT tokens (`merge_in_stem`).
+            name whose block 0 always runs and merges COUNT tokens (`merge_in_stem`), of a run whose net merges tokens
+            that many instead.
 
     Raises:
         ValueError: if the name is unknown, a file is not what it should be, or the factory gives something that is
@@ -76,10 +77,14 @@ def _check_members(name: str, backbone: Any) -> None:
         raise ValueError(f"backbone {name!r}: expected macs to be the Macs of {depth} blocks, got {macs!r}")
 
 
+def unmerged_name(name: str) -> str:
+    """The name of a backbone without the merging of its tokens."""
+    return _merging(name)[1] if name.startswith(TOKEN_MERGING) else name
+
+
 def original_name(name: str) -> str:
     """The name of the dense network that a backbone began as: before its tokens were merged, and joint training."""
-    if name.startswith(TOKEN_MERGING):
-        return original_name(_merging(name)[1])
+    name = unmerged_name(name)
     run = _run_of(name)
     return original_name(_named_in(run)) if run else name
 
@@ -95,7 +100,7 @@ def architecture_of(name: str) -> dict[str, Any]:
     if name.startswith(TOKEN_MERGING):
         count, inner = _merging(name)
         vit = architecture_of(inner)
-        return {"family": "tome", "count": count, "vit": vit} if vit else {}
+        return {"family": "tome", "count": count, "vit": vit.get("vit", vit)} if vit else {}
     card = card_of(name) or _run_of(name)
     return read_card(card)["architecture"] if card else {}
 
@@ -167,12 +172,13 @@ def _load_card(card: Path) -> Backbone:
 def _merging(name: str) -> tuple[int, str]:
     """COUNT and NAME of tome:COUNT:NAME."""
     count, _, inner = name.removeprefix(TOKEN_MERGING).partition(":")
-    if not (count.isdecimal() and inner):
+    if not (count.isdecimal() and inner) or inner.startswith(TOKEN_MERGING):
         raise ValueError(f"backbone: expected {TOKEN_MERGING}COUNT:NAME, got {name!r}")
     return int(count), inner
 
 
-def _merge(count: int, vit: Backbone) -> TokenMergingViT:
+def _merge(count: int, backbone: Backbone) -> TokenMergingViT:
+    vit = unmerged(backbone)
     if not isinstance(vit, ViT):
         raise ValueError(f"backbone: expected a ViT of vitskip's own to merge tokens, got {type(vit).__name__}")
     return merge_in_stem(vit, count)

@@ -17,7 +17,7 @@ from ..agents.dynamic_vit import DynamicViT
 from ..agents.run_directory import Run, check_settings, is_run, read, versions
 from ..agents.training import TrainConfig, train
 from ..backbone import load_backbone, load_dataset
-from ..backbone.backbones import original_name
+from ..backbone.backbones import original_name, unmerged_name
 from ..backbone.json_files import read_json, write_json
 from .evaluation import evaluate_against, validation_masks
 from .measurement import Measurement, measure
@@ -55,7 +55,7 @@ class Cell:
     @property
     def tuned_backbone(self) -> Run | None:
         """The joint run that made the backbone; None for any other backbone."""
-        path = Path(self.config.env_config.backbone)
+        path = Path(unmerged_name(self.config.env_config.backbone))
         run = read(path) if is_run(path) else None
         return run if run and run.record.get("train", {}).get("joint") else None
 

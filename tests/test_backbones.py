@@ -22,6 +22,7 @@ from vitskip.backbone.backbones import (
 )
 from vitskip.backbone.macs import Macs
 from vitskip.backbone.start import start_backbone
+from vitskip.backbone.token_merging import merge_in_stem, unmerged
 from vitskip.backbone.vit import ViT
 from vitskip.backbone.weights import save_weights
 
@@ -115,6 +116,19 @@ def test_an_agent_on_it_is_reloaded(tmp_path: Path, run: tuple[Path, str, Dynami
     original = read(tmp_path / "again").load_original()
     assert original is not None
     assert torch.equal(original(images), load_backbone(name.removeprefix("tome:1:"))(images))
+
+
+def test_it_can_merge_another_number_of_tokens(tmp_path: Path, run: tuple[Path, str, DynamicViT]) -> None:
+    path, name, net = run
+    merged = f"tome:2:{path}"
+    images = torch.rand(2, 3, net.backbone.image_size, net.backbone.image_size)
+    trained = unmerged(net.backbone)
+    assert isinstance(trained, ViT)
+    expected = merge_in_stem(trained, 2)(images)
+    assert torch.equal(load_backbone(merged)(images), expected)
+    make_net(backbone=load_backbone(merged)).save(tmp_path / "again", backbone_name=merged)
+    assert torch.equal(DynamicViT.load(tmp_path / "again").backbone(images), expected)
+    assert original_name(merged) == name.removeprefix("tome:1:")
 
 
 @pytest.mark.parametrize("name", [None, 3, "."])

@@ -364,11 +364,12 @@ def test_what_was_evaluated_beside_other_rivals_is_evaluated_again(tmp_path: Pat
         compare(cells, rivals=["tiny-vit5"], progress_bar=False)
 
 
-def test_an_agent_on_a_jointly_trained_net_meets_the_dense_net_tuned_as_long(tmp_path: Path) -> None:
+@pytest.mark.parametrize("merging", ["", "tome:1:"])
+def test_an_agent_on_a_jointly_trained_net_meets_the_dense_net_tuned_as_long(tmp_path: Path, merging: str) -> None:
     joint = JointConfig(rounds=1, steps=2, batch_size=16, augmentation="none")
     first = make_cells(replace(BASE, joint=joint), tmp_path / "joint", ["a2c"], [0.8], [3])
     tuned = compare(first, static_mask_images=0, progress_bar=False)[0]["references"]["tuned dense"]
-    base = replace(BASE, env={**TINY, "backbone": str(first[0].folder)})
+    base = replace(BASE, env={**TINY, "backbone": f"{merging}{first[0].folder}"})
     cells = make_cells(base, tmp_path / "again", ["a2c"], [0.8], [0])
     assert cells[0].regime == "frozen on a jointly trained net"
     found = compare(cells, static_mask_images=0, progress_bar=False)[0]

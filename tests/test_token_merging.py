@@ -208,7 +208,7 @@ def test_by_name_it_is_an_environment_and_a_run(tmp_path: Path, tiny_images: Ten
         ("tome:-1:tiny-vit4", "expected tome:COUNT:NAME"),
         ("tome:1:", "expected tome:COUNT:NAME"),
         ("tome:1:tiny-vit5", "unknown backbone 'tiny-vit5'"),
-        ("tome:1:tome:1:tiny-vit4", "expected a ViT of vitskip's own to merge tokens, got TokenMergingViT"),
+        ("tome:1:tome:1:tiny-vit4", "expected tome:COUNT:NAME, got 'tome:1:tome:1:tiny-vit4'"),
     ],
 )
 def test_wrong_names(name: str, message: str) -> None:
