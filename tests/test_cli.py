@@ -66,7 +66,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "broken run": (["benchmark", "BROKEN"], "run.json: expected JSON, got"),
     "masks": (["evaluate", "RUN", "--static-mask-images", "-1"], "images: expected at least 1, got -1"),
     "rival": (["evaluate", "RUN", "--rival", "tiny-vit5"], "unknown backbone 'tiny-vit5': expected one of"),
-    "batch size": (["benchmark", "RUN", "--batch-sizes", "4", "0"], "batch_sizes: expected integers of at least 1, each once"),
+    "batch size": (
+        ["benchmark", "RUN", "--batch-sizes", "4", "0"],
+        "batch_sizes: expected integers of at least 1, each once",
+    ),
     "device": (["benchmark", "RUN", "--device", "gpu"], 'device: expected a PyTorch device such as "cpu"'),
     "classes": (["pretrain", "--out", "RUN2", "--dataset", "tiny-digits"], "train: expected at least 128 images"),
     "patch": (["pretrain", "--out", "RUN2", "--dataset", "small-digits", "--patch-size", "5"], "image_size: expected"),
