@@ -67,6 +67,16 @@ class BudgetController(BaseCallback):
 
 
 @torch.no_grad()
+def check_budget(budget: float | None) -> None:
+    """Refuse what no network can be held to; None holds it to nothing.
+
+    Raises:
+        ValueError: for a budget outside (0, 1).
+    """
+    if budget is not None and not 0 < budget < 1:
+        raise ValueError(f"budget: expected a share of the dense compute in (0, 1), got {budget}")
+
+
 def calibrate(net: DynamicViT, run: ImageRunner, budget: float) -> float:
     """Make the deployed network spend the budget, policy included.
 

@@ -46,9 +46,18 @@ class DistillConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in {"paths": 0, "look_after": 0, "steps": 1, "batch_size": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        ranges = {
+            "paths": (self.paths >= 0, "at least 0"),
+            "look_after": (self.look_after >= 0, "at least 0"),
+            "widths": (all(width >= 1 for width in self.widths), "at least 1 each"),
+            "steps": (self.steps >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "learning_rate": (self.learning_rate > 0, "more than 0"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+        }
+        for name, (inside, expected) in ranges.items():
+            if not inside:
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)}")
 
 
 def distill(

@@ -21,7 +21,7 @@ from ..envs.plan import PlanVecEnv
 from ..envs.sb3 import SkipVecEnv
 from .algorithms import ALGORITHMS, RESERVED, check_hyperparameters, make_agent
 from .backbone_tuner import JointConfig
-from .budget import BudgetController, calibrate
+from .budget import BudgetController, calibrate, check_budget
 from .callbacks import Curriculum, SkipStatistics
 from .checkpoint import Checkpoint, Resumable
 from .dynamic_vit import DynamicViT
@@ -71,8 +71,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.total_timesteps < 1:
             raise ValueError(f"total_timesteps: expected at least 1, got {self.total_timesteps}")
-        if self.budget is not None and not 0 < self.budget < 1:
-            raise ValueError(f"budget: expected a share of the dense MACs in (0, 1), got {self.budget}")
+        check_budget(self.budget)
         if self.budget is not None and self.env_config.budgets:
             raise ValueError(f"budget: expected none beside the environment's budgets, got {self.budget}")
         if self.budgets and not self.env_config.cost_weight > 0:

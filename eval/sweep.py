@@ -87,7 +87,7 @@ def make_trials(
         ValueError: for an unknown algorithm or hyperparameter, one without values, or no budget.
     """
     if base.budget is None:
-        raise ValueError("budget: expected a share of the dense MACs in (0, 1), got none")
+        raise ValueError("budget: expected a share of the dense compute in (0, 1), got none")
     trials = []
     for seed in seeds:
         for name in algorithms:

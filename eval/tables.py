@@ -21,8 +21,7 @@ def depth_table(profile: DepthProfile) -> Table:
     for k, (accuracy, row) in enumerate(zip(profile.accuracy, profile.by_difficulty, strict=True)):
         table.add_row(str(k), *(_percent(value) for value in (accuracy, *row)))
     table.add_section()
-    needed = (f"{value:.2f}" for value in profile.blocks_needed)
-    table.add_row("needed", f"rank corr. {profile.correlation:.2f}", *needed)
+    table.add_row("needed", f"rank corr. {_number(profile.correlation)}", *map(_number, profile.blocks_needed))
     return table
 
 
@@ -58,7 +57,7 @@ def comparison_table(title: str, reference: Measurement, rows: Mapping[str, Meas
             f"{row.units_run:.2f}",
             _percent(row.macs_fraction),
             str(row.distinct_paths),
-            "-" if np.isnan(row.difficulty_correlation) else f"{row.difficulty_correlation:.2f}",
+            _number(row.difficulty_correlation),
             format_test(test),
             f"{test.p_value:.3g}",
         )
@@ -93,6 +92,10 @@ def benchmark_table(result: Benchmark) -> Table:
 def format_test(test: PairedTest) -> str:
     """Difference with its interval, in percentage points."""
     return f"{100 * test.difference:+.2f} [{100 * test.low:+.2f}, {100 * test.high:+.2f}]"
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.2f}"
 
 
 def _percent(share: float) -> str:

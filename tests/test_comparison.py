@@ -52,7 +52,7 @@ def test_the_cells_are_all_combinations_first_seed_first(tmp_path: Path) -> None
     ("algorithms", "budgets", "message"),
     [
         (["a2d"], [0.5], "unknown algorithm 'a2d'"),
-        (["a2c"], [1.5], "budget: expected a share of the dense MACs"),
+        (["a2c"], [1.5], "budget: expected a share of the dense compute"),
         (["a2c", "ppo", "a2c"], [0.5], "algorithms: expected one or more, each once, got"),
         (["a2c"], [0.5, 0.5], r"budgets: expected one or more, each once, got \[0.5, 0.5\]"),
         (["a2c"], [], r"budgets: expected one or more, each once, got \[\]"),

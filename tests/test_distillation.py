@@ -72,10 +72,22 @@ def test_a_planner_is_no_teacher() -> None:
         distill(planner, load_dataset("tiny-digits", "train").images, DistillConfig(steps=1))
 
 
-@pytest.mark.parametrize("argument", ["paths", "look_after", "steps", "batch_size"])
-def test_bad_settings_are_refused(argument: str) -> None:
-    with pytest.raises(ValueError, match=f"{argument}: expected at least [01], got -1"):
-        DistillConfig(**{argument: -1})
+@pytest.mark.parametrize(
+    ("argument", "value", "expected"),
+    [
+        ("paths", -1, "at least 0, got -1"),
+        ("look_after", -1, "at least 0, got -1"),
+        ("widths", (64, 0), r"at least 1 each, got \(64, 0\)"),
+        ("steps", 0, "at least 1, got 0"),
+        ("batch_size", 0, "at least 1, got 0"),
+        ("learning_rate", 0.0, "more than 0, got 0.0"),
+        ("learning_rate", float("nan"), "more than 0, got nan"),
+        ("weight_decay", -0.1, "at least 0, got -0.1"),
+    ],
+)
+def test_bad_settings_are_refused(argument: str, value: Any, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"^{argument}: expected {expected}$"):
+        DistillConfig(**{argument: value})
 
 
 @pytest.mark.parametrize("look_after", [1, 3])

@@ -446,7 +446,7 @@ def test_the_curriculum_ends_with_all_units_free(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("budget", [0.0, 1.0, -0.2])
 def test_budgets_out_of_range_are_refused(budget: float) -> None:
-    with pytest.raises(ValueError, match=r"budget: expected a share of the dense MACs in \(0, 1\), got"):
+    with pytest.raises(ValueError, match=r"budget: expected a share of the dense compute in \(0, 1\), got"):
         TrainConfig(budget=budget)
 
 

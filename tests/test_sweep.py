@@ -53,7 +53,7 @@ def test_wrong_values_are_refused_before_training(tmp_path: Path, vary: Any, mes
 
 
 def test_a_sweep_needs_a_budget(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="budget: expected a share of the dense MACs"):
+    with pytest.raises(ValueError, match="budget: expected a share of the dense compute"):
         make_trials(TrainConfig(), tmp_path, ["ppo"], [0])
 
 

@@ -11,7 +11,7 @@ import tyro
 from vitskip.agents import DynamicViT
 from vitskip.agents.algorithms import ALGORITHMS
 from vitskip.agents.backbone_tuner import JointConfig
-from vitskip.agents.budget import calibrate, macs_fraction
+from vitskip.agents.budget import calibrate, check_budget, macs_fraction
 from vitskip.agents.distillation import DistillConfig
 from vitskip.agents.distillation import distill as distill_agent
 from vitskip.agents.image_runner import ImageRunner
@@ -129,8 +129,7 @@ def distill(
         json: also write the record here.
     """
     refuse_run(out)
-    if budget is not None and not 0 < budget < 1:
-        raise ValueError(f"budget: expected a share of the dense compute in (0, 1), got {budget}")
+    check_budget(budget)
     record = read(run)
     if "env" not in record.record.get("train", {}):
         raise ValueError(f"run: expected one of `vitskip train`, which tells what it learnt on, got {run}")
