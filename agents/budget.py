@@ -66,7 +66,6 @@ class BudgetController(BaseCallback):
             self.logger.record(f"skip/cost_weight_at_{100 * budget:g}", cost_weight)
 
 
-@torch.no_grad()
 def check_budget(budget: float | None) -> None:
     """Refuse what no network can be held to; None holds it to nothing.
 
@@ -77,6 +76,7 @@ def check_budget(budget: float | None) -> None:
         raise ValueError(f"budget: expected a share of the dense compute in (0, 1), got {budget}")
 
 
+@torch.no_grad()
 def calibrate(net: DynamicViT, run: ImageRunner, budget: float) -> float:
     """Make the deployed network spend the budget, policy included.
 
