@@ -57,8 +57,10 @@ class Rivals:
             raise ValueError(
                 f"static_masks: expected masks of {self.layout.num_units} units, got {static_masks.keep_mask.shape[1]}"
             )
-        others = (networks or {}).items()
-        self.networks = {name: StaticNetworks(given, net, validation, test) for name, given in others}
+        self.networks = {
+            name: StaticNetworks(others, net, validation, test, self._dense_right)
+            for name, others in (networks or {}).items()
+        }
         self._runners = [make_runner(split, net.backbone, prefix_cache) for split in (validation, test)]
         self._macs = net.backbone.macs
         self._unit_macs = np.array(self._macs.units(net.action_unit), np.int64)
@@ -157,7 +159,14 @@ class Rivals:
             self.test.difficulty.numpy().astype(np.float64),
         )
 
+    def _dense_right(self, split: Dataset) -> NDArray[np.bool_]:
+        """Where the full network is right, on validation or on test."""
+        return (self._validation_prefixes if split is self.validation else self._test_prefixes).correct[-1]
+
     def _measure_mask(self, keep: tuple[bool, ...]) -> Measurement:
+        count = sum(keep)
+        if all(keep[:count]):  # one pass has measured all of these
+            return self._prefix(np.full(len(self.test), count), head_calls=1)
         if keep not in self._masks_measured:
             self._masks_measured[keep] = self._measure(fixed_mask(self.layout, keep), "static mask")
         return self._masks_measured[keep]

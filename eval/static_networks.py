@@ -1,7 +1,7 @@
 """Static networks as rivals: shallower nets, token merging, whatever runs whole on every image."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -27,12 +27,20 @@ class StaticNetworks:
         net: whose dense network is one more of them, and whose compute counts as 100%.
         validation: where the pair is chosen.
         test: where it is measured.
+        dense_right: tells where the dense network is right on either, if that is known without running it.
 
     Raises:
         ValueError: if a network is for another number of classes.
     """
 
-    def __init__(self, networks: Sequence[Backbone], net: DynamicViT, validation: Dataset, test: Dataset) -> None:
+    def __init__(
+        self,
+        networks: Sequence[Backbone],
+        net: DynamicViT,
+        validation: Dataset,
+        test: Dataset,
+        dense_right: Callable[[Dataset], NDArray[np.bool_]] | None = None,
+    ) -> None:
         dense = net.backbone
         for network in networks:
             if network.num_classes != dense.num_classes:
@@ -42,6 +50,7 @@ class StaticNetworks:
         self.validation, self.test, self.dense_macs = validation, test, dense.macs.dense
         self._macs = np.array([network.macs.total for network in self.networks], np.float64)
         self._units = [num_units(network, net.action_unit) for network in self.networks]
+        self._dense_right = dense_right or functools.partial(run_whole, dense)
         self._measured: dict[int, Measurement] = {}
 
     def at(self, macs: float) -> Measurement:
@@ -52,12 +61,15 @@ class StaticNetworks:
     @functools.cached_property
     def _accuracy(self) -> NDArray[np.float64]:
         """On validation, float64 [networks]."""
-        return np.array([run_whole(network, self.validation).mean() for network in self.networks])
+        return np.array([self._right(index, self.validation).mean() for index in range(len(self.networks))])
+
+    def _right(self, index: int, split: Dataset) -> NDArray[np.bool_]:
+        return run_whole(self.networks[index], split) if index else self._dense_right(split)
 
     def _measure(self, index: int) -> Measurement:
         """One network on the test part; its units are the first ones of the mask, which is as wide as the most have."""
         if index not in self._measured:
-            correct = run_whole(self.networks[index], self.test)
+            correct = self._right(index, self.test)
             units_run = np.arange(max(self._units)) < self._units[index]
             self._measured[index] = Measurement(
                 correct,

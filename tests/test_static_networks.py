@@ -9,8 +9,9 @@ import toys  # noqa: F401 - registers the tiny names
 from nets import make_net
 
 from vitskip.agents import DynamicViT
-from vitskip.agents.baselines import whole_network
+from vitskip.agents.baselines import fixed_mask, whole_network
 from vitskip.backbone import Dataset, ViT, load_dataset
+from vitskip.backbone.protocol import ActionUnit, num_units
 from vitskip.eval import evaluate, measure
 from vitskip.eval.rivals import Rivals
 from vitskip.eval.static_networks import StaticNetworks, run_whole
@@ -47,6 +48,7 @@ def validation(monkeypatch: pytest.MonkeyPatch, net: DynamicViT, shallow: list[V
         return whole if split is not dataset else np.arange(100) < 100 * shares[id(backbone)]
 
     monkeypatch.setattr("vitskip.eval.static_networks.run_whole", known)
+    monkeypatch.setattr(Rivals, "_dense_right", lambda self, split: known(self.net.backbone, split))
     return dataset
 
 
@@ -113,6 +115,25 @@ def test_they_stand_beside_the_other_rivals(
     assert list(evaluation.rivals) == list(found)
     expected = StaticNetworks(shallow, net, validation, test_part).at(float(evaluation.net.macs.mean()))
     assert np.array_equal(evaluation.rivals["shallow nets"].correct, expected.correct)
+
+
+@pytest.mark.parametrize("action_unit", ["block", "half"])
+def test_prefixes_that_one_pass_has_measured_are_as_if_they_were_run(
+    shallow: list[ViT], test_part: Dataset, action_unit: ActionUnit
+) -> None:
+    net, validation = make_net("early-exit", action_unit, backbone=vit(4)), load_dataset("tiny-digits", "validation")
+    rivals = Rivals(net, validation, test_part, networks={"shallow nets": shallow})
+    units = num_units(net.backbone, action_unit)
+    for count in range(units + 1):
+        keep = tuple(unit < count for unit in range(units))
+        found, real = rivals._measure_mask(keep), rivals._measure(fixed_mask(rivals.layout, keep), "static mask")
+        assert np.array_equal(found.correct, real.correct)
+        assert np.array_equal(found.keep_mask, real.keep_mask)
+        assert np.array_equal(found.macs, real.macs)
+        assert found.summary() == real.summary()
+    alone = StaticNetworks(shallow, net, validation, test_part)
+    assert np.array_equal(rivals.networks["shallow nets"]._accuracy, alone._accuracy)
+    assert np.array_equal(rivals.networks["shallow nets"].at(1e12).correct, alone.at(1e12).correct)
 
 
 def test_a_net_of_another_width_and_more_blocks(net: DynamicViT, test_part: Dataset) -> None:
