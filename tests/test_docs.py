@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,16 +43,24 @@ ALIASES = {
 }
 
 
-def rows(markdown: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Of all result tables: the name of a row, without the network that it is subtracted from, and cells by heading."""
+def lines(markdown: str) -> Iterator[dict[str, str]]:
+    """Of all tables: the cells of a line by heading, without signs."""
     headings: list[str] = []
     for line in markdown.splitlines():
         cells = [cell.strip(" =>") for cell in line.strip("|").split("|")] if line.startswith("|") else []
         if not headings or not cells:
             headings = cells
-        elif headings[0] in TABLES and not cells[0].startswith("---"):
-            name, seed = re.fullmatch(r"(?:.* - )?(.*?)(, seed \d+)?", cells[0]).groups(default="")
-            yield ALIASES.get(name, name) + seed, dict(zip(headings[1:], cells[1:], strict=True))
+        elif not cells[0].startswith("---"):
+            yield dict(zip(headings, cells, strict=True))
+
+
+def rows(markdown: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Of all result tables: the name of a row, without the network that it is subtracted from, and cells by heading."""
+    for line in lines(markdown):
+        (first, row), *cells = line.items()
+        if first in TABLES:
+            name, seed = re.fullmatch(r"(?:.* - )?(.*?)(, seed \d+)?", row).groups(default="")
+            yield ALIASES.get(name, name) + seed, dict(cells)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +82,56 @@ def test_tables_hold_what_was_measured(page: str, measured: dict[str, list[dict[
     assert len(written) > 40
     for name, cells in written:
         assert any(cells.items() <= known.items() for known in measured[name]), f"{name}: {cells}"
+
+
+def audit(*names: str) -> dict[str, Any]:
+    """What `vitskip evaluate` wrote of a run, whose file has these names; seed 0 is not among them."""
+    name = "-".join(["audit", *(name for name in names if name not in {"frozen", "seed0"})])
+    return json.loads((ROOT / f"docs/results/{name}.json").read_text())
+
+
+def networks(audited: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    own = {"`dynavit`": audited["net"], "dense": audited["dense"]}
+    return own | audited["references"] | audited["rivals"]
+
+
+def test_audit_of_the_embedded_task_is_what_was_measured() -> None:
+    shown = {"best static mask": "best static mask", "early exit": "early exit", "falling": "early exit, falling"}
+    shown |= {"random skip": "random skip", "first k": "first k", "own full net": "dense"}
+    written = [line for line in lines((ROOT / "docs/audit.md").read_text()) if "algorithm" in line]
+    assert len(written) == 8
+    for line in written:
+        audited = audit(line["algorithm"].strip("`"), line["backbone"], f"seed{line['seed']}")
+        net, others = audited["net"], networks(audited)
+        assert line["MACs [%]"] == f"{100 * net['macs_fraction']:.1f}"
+        assert line["accuracy"] == f"{100 * net['accuracy']:.1f}"
+        assert line["correlation"] == f"{net['difficulty_correlation']:.2f}"
+        assert {head: line[head] for head in shown} == {
+            head: f"{100 * others[name]['accuracy']:.1f}" for head, name in shown.items()
+        }
+
+
+def audit_cells(audited: dict[str, Any], heading: str) -> dict[str, str]:
+    """By network, as a table with this first heading shows them."""
+    if heading == "network":
+        return {
+            name: f"{100 * numbers['accuracy']:.2f} ({100 * numbers['macs_fraction']:.0f}%)"
+            for name, numbers in networks(audited).items()
+        }
+    return {
+        name: f"{100 * test['difference']:+.2f} [{100 * test['low']:+.2f}, {100 * test['high']:+.2f}]"
+        for name, test in audited["net_minus"].items()
+    }
+
+
+def test_audit_of_cifar_is_what_was_measured() -> None:
+    written = [line for line in lines((ROOT / "docs/audit.md").read_text()) if "CIFAR-100, seed 1" in line]
+    assert len(written) == 17
+    for line in written:
+        (first, row), *cells = line.items()
+        for column, cell in cells:
+            audited = audit(*column.lower().replace("cifar-", "cifar").replace("seed ", "seed").split(", "))
+            assert cell == audit_cells(audited, first).get(ALIASES.get(row, row), "-"), f"{column}, {row}"
 
 
 def speed_ups(folder: Path) -> set[tuple[str, ...]]:
