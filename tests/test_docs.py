@@ -38,6 +38,8 @@ TABLES = {"network", "networks", "minus"}  # first headings of those that `vitsk
 ALIASES = {
     "its own full net": "dense",
     "its own dense net": "dense",
+    "own full net": "dense",
+    "falling": "early exit, falling",
     "the original": "original dense",
     "the original, tuned as long": "tuned dense",
 }
@@ -96,8 +98,6 @@ def networks(audited: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_audit_of_the_embedded_task_is_what_was_measured() -> None:
-    shown = {"best static mask": "best static mask", "early exit": "early exit", "falling": "early exit, falling"}
-    shown |= {"random skip": "random skip", "first k": "first k", "own full net": "dense"}
     written = [line for line in lines((ROOT / "docs/audit.md").read_text()) if "algorithm" in line]
     assert len(written) == 8
     for line in written:
@@ -106,9 +106,8 @@ def test_audit_of_the_embedded_task_is_what_was_measured() -> None:
         assert line["MACs [%]"] == f"{100 * net['macs_fraction']:.1f}"
         assert line["accuracy"] == f"{100 * net['accuracy']:.1f}"
         assert line["correlation"] == f"{net['difficulty_correlation']:.2f}"
-        assert {head: line[head] for head in shown} == {
-            head: f"{100 * others[name]['accuracy']:.1f}" for head, name in shown.items()
-        }
+        for head, cell in list(line.items())[5:-1]:
+            assert cell == f"{100 * others[ALIASES.get(head, head)]['accuracy']:.1f}", head
 
 
 def audit_cells(audited: dict[str, Any], heading: str) -> dict[str, str]:
