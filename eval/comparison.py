@@ -136,13 +136,15 @@ def compare(
     for cell in tqdm(cells, desc="compare", unit="run", disable=None if progress_bar else True):
         known = cell.evaluation(settings)
         if known is None:
+            trained = cell.folder if cell.config.joint else None  # a frozen backbone is the same for all
+            if trained not in opponents:
+                opponents.clear()  # gives their memory back before training claims as much
             net = _trained(cell, progress_bar)
             seed = cell.config.seed
             if seed not in references:
                 references[seed] = _references(cell, progress_bar)
-            trained = cell.folder if cell.config.joint else None  # a frozen backbone is the same for all
             if trained not in opponents:
-                opponents = {trained: _opponents(cell, net, rivals, static_mask_images)}
+                opponents[trained] = _opponents(cell, net, rivals, static_mask_images)
             found = evaluate_against(opponents[trained], net, references[seed])
             known = {
                 "algorithm": cell.config.algorithm,

@@ -19,7 +19,7 @@ from .early_exit import falling_threshold, one_threshold
 from .frontier import neighbours
 from .measurement import Measurement, measure, mix
 from .oracle import Codebook, codebook_masks, run_codebook
-from .prefixes import Prefixes, run_prefixes
+from .prefixes import run_prefixes
 from .static_networks import StaticNetworks
 
 RATES = 20  # of random skipping that are measured; those between are mixtures
@@ -57,8 +57,16 @@ class Rivals:
             raise ValueError(
                 f"static_masks: expected masks of {self.layout.num_units} units, got {static_masks.keep_mask.shape[1]}"
             )
+        prefixes = functools.partial(run_prefixes, net.backbone, action_unit=net.action_unit)
+        on_validation, on_test = (functools.cache(functools.partial(prefixes, split)) for split in (validation, test))
+        self._validation_prefixes, self._test_prefixes = on_validation, on_test
+
+        def dense_right(split: Dataset) -> NDArray[np.bool_]:
+            """Without `self`: in a cycle of references the memory for states would outlive these rivals."""
+            return (on_validation() if split is validation else on_test()).correct[-1]
+
         self.networks = {
-            name: StaticNetworks(others, net, validation, test, self._dense_right)
+            name: StaticNetworks(others, net, validation, test, dense_right)
             for name, others in (networks or {}).items()
         }
         self._runners = [make_runner(split, net.backbone, prefix_cache) for split in (validation, test)]
@@ -131,8 +139,8 @@ class Rivals:
 
         The head is called once before the first unit and again after each.
         """
-        thresholds = choose(self._validation_prefixes, self._exit_macs, validation_macs, blind=self._blind)
-        units = self._test_prefixes.exit_units(thresholds)
+        thresholds = choose(self._validation_prefixes(), self._exit_macs, validation_macs, blind=self._blind)
+        units = self._test_prefixes().exit_units(thresholds)
         return self._prefix(units, head_calls=1 + units)
 
     @functools.cached_property
@@ -141,27 +149,15 @@ class Rivals:
         masks = codebook_masks(self.layout.num_units, self.static_masks)
         return run_codebook(self.net.backbone, self.test, masks, self.net.action_unit)
 
-    @functools.cached_property
-    def _validation_prefixes(self) -> Prefixes:
-        return run_prefixes(self.net.backbone, self.validation, self.net.action_unit)
-
-    @functools.cached_property
-    def _test_prefixes(self) -> Prefixes:
-        return run_prefixes(self.net.backbone, self.test, self.net.action_unit)
-
     def _prefix(self, units: NDArray[np.int64], head_calls: NDArray[np.int64] | int) -> Measurement:
         """The first `units` [N] units of each test image."""
         return Measurement(
-            self._test_prefixes.correct[units, np.arange(len(units))],
+            self._test_prefixes().correct[units, np.arange(len(units))],
             np.arange(self.layout.num_units) < units[:, None],
             self._prefix_macs[units] + head_calls * self._macs.head,
             self._macs.dense,
             self.test.difficulty.numpy().astype(np.float64),
         )
-
-    def _dense_right(self, split: Dataset) -> NDArray[np.bool_]:
-        """Where the full network is right, on validation or on test."""
-        return (self._validation_prefixes if split is self.validation else self._test_prefixes).correct[-1]
 
     def _measure_mask(self, keep: tuple[bool, ...]) -> Measurement:
         count = sum(keep)

@@ -1,7 +1,9 @@
 """`vitskip compare`: all combinations, nothing twice, and a table of means with their intervals."""
 
+import gc
 import io
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,34 @@ def test_a_memory_for_states_changes_no_result(tmp_path: Path, monkeypatch: pyte
     assert len(set(map(id, runs))) == 3
     validation, test = runs[-4:-2]
     assert runs[-4:] == [validation, test, validation, test] and validation is not test
+
+
+def test_no_states_of_the_last_joint_net_are_held_while_the_next_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be a good part of the memory that there is; the garbage collector is not waited for."""
+    alive: weakref.WeakSet[Rivals] = weakref.WeakSet()
+    held, train, opponents = [], comparison.train, comparison._opponents
+
+    def watched_train(*arguments: Any, **options: Any) -> Any:
+        held.append(len(alive))
+        return train(*arguments, **options)
+
+    def watched_opponents(*arguments: Any) -> Rivals:
+        alive.add(found := opponents(*arguments))
+        held.append(len(alive))
+        return found
+
+    monkeypatch.setattr(comparison, "train", watched_train)
+    monkeypatch.setattr(comparison, "_opponents", watched_opponents)
+    joint = JointConfig(rounds=1, steps=2, batch_size=16, augmentation="none")
+    base = replace(BASE, joint=joint, total_timesteps=16 * DEPTH * 4)
+    gc.disable()
+    try:
+        compare(make_cells(base, tmp_path, ["a2c", "reinforce"], [0.8], [0]), static_mask_images=0, progress_bar=False)
+    finally:
+        gc.enable()
+    assert held == [0, 1, 0, 1]
 
 
 def test_a_run_that_was_trained_otherwise_is_refused(tmp_path: Path) -> None:

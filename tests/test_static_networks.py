@@ -1,6 +1,7 @@
 """Static networks as rivals: real measurements, mixtures chosen on validation, equal compute."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from vitskip.agents.baselines import fixed_mask, whole_network
 from vitskip.backbone import Dataset, ViT, load_dataset
 from vitskip.backbone.protocol import ActionUnit, num_units
 from vitskip.eval import evaluate, measure
+from vitskip.eval.prefixes import Prefixes, run_prefixes
 from vitskip.eval.rivals import Rivals
 from vitskip.eval.static_networks import StaticNetworks, run_whole
 
@@ -45,10 +47,15 @@ def validation(monkeypatch: pytest.MonkeyPatch, net: DynamicViT, shallow: list[V
 
     def known(backbone: ViT, split: Dataset, batch_size: int = 500) -> np.ndarray:
         whole = run_whole(backbone, split, batch_size)
-        return whole if split is not dataset else np.arange(100) < 100 * shares[id(backbone)]
+        return whole if split is not dataset else np.arange(len(whole)) < len(whole) * shares[id(backbone)]
+
+    def known_prefixes(backbone: ViT, split: Dataset, **options: Any) -> Prefixes:
+        found = run_prefixes(backbone, split, **options)
+        found.correct[-1] = known(backbone, split)
+        return found
 
     monkeypatch.setattr("vitskip.eval.static_networks.run_whole", known)
-    monkeypatch.setattr(Rivals, "_dense_right", lambda self, split: known(self.net.backbone, split))
+    monkeypatch.setattr("vitskip.eval.rivals.run_prefixes", known_prefixes)
     return dataset
 
 
