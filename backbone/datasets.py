@@ -9,7 +9,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .digits import digits
 from .protocol import Backbone
 from .registry import Registry
 
@@ -158,6 +157,8 @@ def _load_pretraining_digits(split: Part, data_root: Path | None) -> Dataset:
 
 
 def _digits(split: Part, size: int | None = None, skip_chunks: int = 0) -> Dataset:
+    from .digits import digits  # scikit-learn takes seconds to import, and a net on other data needs none of it
+
     images, labels, difficulty = digits(split, size, skip_chunks=skip_chunks)
     return Dataset(images, labels, tuple("0123456789"), difficulty)
 

@@ -58,7 +58,12 @@ def test_forbidden_import_is_reported(package: Path, module: str, line: str, con
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
-    [("vitskip", "torch"), ("vitskip.agents.dynamic_vit", "stable_baselines3")],
+    [
+        ("vitskip", "torch"),
+        ("vitskip.agents.dynamic_vit", "stable_baselines3"),
+        ("vitskip.agents.dynamic_vit", "torchvision"),
+        ("vitskip.cli", "sklearn"),
+    ],
 )
 def test_import_is_light(module: str, heavy: str, tmp_path: Path) -> None:
     script = f"import sys, {module}; sys.exit('{heavy} is imported' if '{heavy}' in sys.modules else 0)"
