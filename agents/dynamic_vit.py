@@ -92,7 +92,8 @@ class DynamicViT(nn.Module):
         self.undecided_sizes: frozenset[int] = frozenset()
         self.budgets: dict[float, float] = {}
         self._lean = 0.0
-        self._unit_macs = backbone.macs.units(action_unit)
+        self._macs = backbone.macs
+        self._unit_macs = self._macs.units(action_unit)
         self._observer = Observer(expected, sum(self._unit_macs))
         self.register_buffer("_macs_of_units", torch.tensor(self._unit_macs), persistent=False)
         self.register_buffer("_units_left", torch.arange(expected.num_units).flip(0), persistent=False)
@@ -132,10 +133,9 @@ class DynamicViT(nn.Module):
         return self._run_first(self.backbone.embed(images))[1]
 
     def _run_all(self, images: Shaped[Tensor, "B 3 H W"]) -> Routed:
-        whole = unmerged(self.backbone)
-        macs = torch.full((len(images),), whole.macs.total, device=images.device)
+        macs = torch.full((len(images),), self._macs.dense, device=images.device)
         keep_mask = torch.ones_like(macs, dtype=torch.bool)[:, None].expand(-1, len(self._unit_macs))
-        return whole(images), Trace(keep_mask, macs)
+        return unmerged(self.backbone)(images), Trace(keep_mask, macs)
 
     @property
     def first_unit(self) -> int:
@@ -209,7 +209,7 @@ class DynamicViT(nn.Module):
 
     def trace_of(self, keep_mask: Bool[Tensor, "B U"], decided_again: Int64[Tensor, " B"] | int = 0) -> Trace:
         """What it takes to come to these paths, one decision for each unit and those that are decided again."""
-        macs, policy = self.backbone.macs, self.policy
+        macs, policy = self._macs, self.policy
         looks: Int64[Tensor, " B"] | int = keep_mask.sum(1)  # the last head call gives the logits
         decisions: Int64[Tensor, " B"] | int = keep_mask.shape[1] + decided_again
         if policy.is_blind or policy.look_after:

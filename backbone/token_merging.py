@@ -18,6 +18,9 @@ from .macs import Macs, vit_macs
 from .protocol import Backbone
 from .vit import Attention, Block, ViT, scaled_dot_product
 
+Sizes = Float[Tensor, "B N 1"] | None  # patches that a token stands for; None: each for one
+Merged = tuple[Float[Tensor, "B M D"], Float[Tensor, "B M 1"] | None]  # tokens and their sizes
+
 
 class TokenMergingViT(nn.Module):
     """A ViT that merges tokens after the attention of its blocks; implements `Backbone`.
@@ -53,6 +56,7 @@ class TokenMergingViT(nn.Module):
         for merged in merges:
             counts.append(counts[-1] - min(merged, (counts[-1] - 1) // 2))
         self._counts = tuple(counts)
+        self._merges = tuple(before - after for before, after in pairwise(counts))
         self.depth, self.embed_dim = vit.depth - stem_blocks, vit.embed_dim + 1
         self.num_tokens, self.num_classes = counts[stem_blocks], vit.num_classes
         self.image_size = vit.image_size
@@ -69,17 +73,18 @@ class TokenMergingViT(nn.Module):
         return Macs(stem, tuple(attention[first:]), tuple(mlp[first:]), whole.head, unmerged=whole.total)
 
     def embed(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-        tokens = self.vit.embed(images)
-        tokens = torch.cat([tokens, torch.ones_like(tokens[:, :, :1])], 2)
-        for index in range(self.stem_blocks):
-            tokens = self._run(2 * index, tokens, halves=2)
-        return tokens
+        features, sizes = self.vit.embed(images), None
+        for index in range(2 * self.stem_blocks):
+            features, sizes = self._run_half(index, features, sizes)
+        return _pack(features, sizes)
 
     def run_block(self, index: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
-        return self._run(2 * (index + self.stem_blocks), tokens, halves=2)
+        first = 2 * (index + self.stem_blocks)
+        return self._run(range(first, first + 2), tokens)
 
     def run_half_block(self, index: int, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
-        return self._run(index + 2 * self.stem_blocks, tokens, halves=1)
+        first = index + 2 * self.stem_blocks
+        return self._run(range(first, first + 1), tokens)
 
     def classify(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
         return self.vit.classify(tokens[:, :, :-1])
@@ -90,25 +95,28 @@ class TokenMergingViT(nn.Module):
             tokens = self.run_block(index, tokens)
         return self.classify(tokens)
 
-    def _run(self, index: int, tokens: Float[Tensor, "B N D"], halves: int) -> Float[Tensor, "B M D"]:
-        """One or two half-blocks of the whole ViT, from `index` on."""
-        block, before = cast(Block, self.vit.blocks[index // 2]), self._counts[(index + 1) // 2]
-        if tokens.shape[1] != before:
+    def _run(self, halves: range, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
+        """Half-blocks of the whole ViT."""
+        expected = self._counts[(halves.start + 1) // 2]
+        if tokens.shape[1] != expected:
             raise ValueError(
-                f"tokens: expected {before} per image before half-block {index}, got {tokens.shape[1]}: where blocks "
-                "merge that can be skipped, only the whole network can be run; merge in the stem"
+                f"tokens: expected {expected} per image before half-block {halves.start}, got {tokens.shape[1]}: where "
+                "blocks merge that can be skipped, only the whole network can be run; merge in the stem"
             )
-        features, sizes = tokens[:, :, :-1], tokens[:, :, -1:]
-        if index % 2 == 0:
-            known = None if before == self._counts[0] else sizes  # nothing merged yet: all sizes are 1
-            update, keys = attend(block.attention, block.attention_norm(features), known)
-            features, merged = features + update, before - self._counts[index // 2 + 1]
-            if merged:
-                tokens = merge_tokens(torch.cat([features, sizes], 2), keys.mean(1), merged)
-                features, sizes = tokens[:, :, :-1], tokens[:, :, -1:]
-        if index % 2 or halves == 2:
-            features = block.mlp_half(features)
-        return torch.cat([features, sizes], 2)
+        features = tokens[:, :, :-1]
+        sizes = None if expected == self.vit.num_tokens else tokens[:, :, -1:]
+        for index in halves:
+            features, sizes = self._run_half(index, features, sizes)
+        return _pack(features, sizes)
+
+    def _run_half(self, index: int, features: Float[Tensor, "B N D"], sizes: Sizes) -> Merged:
+        """A half-block of the whole ViT; after an attention tokens are merged."""
+        block, merged = cast(Block, self.vit.blocks[index // 2]), self._merges[index // 2]
+        if index % 2:
+            return block.mlp_half(features), sizes
+        update, keys = attend(block.attention, block.attention_norm(features), sizes)
+        features = features + update
+        return merge_tokens(features, sizes, keys.mean(1), merged) if merged else (features, sizes)
 
     def _block_macs(self, num_tokens: int) -> Macs:
         vit = self.vit
@@ -145,7 +153,7 @@ def merging_ladder(vit: ViT) -> list[TokenMergingViT]:
 
 
 def attend(
-    attention: Attention, tokens: Float[Tensor, "B N D"], sizes: Float[Tensor, "B N 1"] | None
+    attention: Attention, tokens: Float[Tensor, "B N D"], sizes: Sizes
 ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B heads N E"]]:
     """Proportional attention: softmax(QK / sqrt(E) + log sizes) V (the paper's equation 1).
 
@@ -164,7 +172,9 @@ def attend(
     return attention.projection(mixed.transpose(1, 2).flatten(2)), key
 
 
-def merge_tokens(tokens: Float[Tensor, "B N D"], keys: Float[Tensor, "B N E"], count: int) -> Float[Tensor, "B M D"]:
+def merge_tokens(
+    tokens: Float[Tensor, "B N D"], sizes: Sizes, keys: Float[Tensor, "B N E"], count: int
+) -> tuple[Float[Tensor, "B M D"], Float[Tensor, "B M 1"]]:
     """Bipartite soft matching (section 3), each row by itself.
 
     Every other token, from the first on, proposes itself to the most similar (cosine of the keys) of the others; the
@@ -172,21 +182,32 @@ def merge_tokens(tokens: Float[Tensor, "B N D"], keys: Float[Tensor, "B N E"], c
     proposes itself to none, so it stays first and whole.
 
     Args:
-        tokens: with their sizes as the last channel.
+        tokens: without their sizes.
+        sizes: patches per token; None where all are 1.
         keys: by which tokens are compared.
         count: tokens to merge away, at most (N - 1) // 2.
 
     Returns:
-        N - `count` tokens: those that proposed themselves and stay, in order, then the others.
+        N - `count` tokens, those that proposed themselves and stay, in order, then the others; and their sizes.
     """
     keys = F.normalize(keys, dim=2)
     similarity, partner = (keys[:, 2::2] @ keys[:, 1::2].mT).max(2)  # each [B, P], by proposing token
     ranking = similarity.argsort(dim=1, descending=True, stable=True)
     leaving, staying = ranking[:, :count], ranking[:, count:].sort(dim=1).values
-    weighted = torch.cat([tokens[:, :, :-1] * tokens[:, :, -1:], tokens[:, :, -1:]], 2)
-    proposing, receiving = weighted[:, 2::2], weighted[:, 1::2]
-    whole = (-1, -1, proposing.shape[2])
-    left, stayed = (proposing.gather(1, chosen[:, :, None].expand(whole)) for chosen in (leaving, staying))
-    target = partner.gather(1, leaving)[:, :, None].expand(whole)
-    weighted = torch.cat([weighted[:, :1], stayed, receiving.scatter_add(1, target, left)], 1)
-    return torch.cat([weighted[:, :, :-1] / weighted[:, :, -1:], weighted[:, :, -1:]], 2)
+    first, receiving = torch.zeros_like(leaving[:, :1]), torch.arange(1, tokens.shape[1], 2, device=tokens.device)
+    kept = torch.cat([first, 2 + 2 * staying, receiving.expand(len(tokens), -1)], 1)
+    target = 1 + staying.shape[1] + partner.gather(1, leaving)  # where a leaving token's partner comes to stand
+
+    def merge(values: Tensor) -> Tensor:
+        rows = torch.arange(len(values), device=values.device)[:, None]
+        left = values[rows, 2 + 2 * leaving]
+        return values[rows, kept].scatter_add_(1, target[:, :, None].expand_as(left), left)
+
+    weighted = tokens if sizes is None else tokens * sizes
+    merged_sizes = merge(torch.ones_like(tokens[:, :, :1]) if sizes is None else sizes)
+    return merge(weighted).div_(merged_sizes), merged_sizes
+
+
+def _pack(features: Float[Tensor, "B N D"], sizes: Sizes) -> Float[Tensor, "B N D1"]:
+    """Tokens as they travel, the size as the last channel."""
+    return torch.cat([features, torch.ones_like(features[:, :, :1]) if sizes is None else sizes], 2)

@@ -37,16 +37,16 @@ def in_every_block(vit: ViT, count: int) -> TokenMergingViT:
     return TokenMergingViT(vit, (count,) * vit.depth).eval()
 
 
-def tokens_and_keys(rows: int = 3, count: int = 9) -> tuple[Tensor, Tensor]:
-    """Random tokens [B, N, 5] with sizes 1, 2 or 3 as the last channel, and keys [B, N, 4]."""
+def tokens_sizes_and_keys(rows: int = 3, count: int = 9) -> tuple[Tensor, Tensor, Tensor]:
+    """Random tokens [B, N, 5], sizes 1, 2 or 3 [B, N, 1], and keys [B, N, 4]."""
     generator = torch.Generator().manual_seed(count)
     tokens = torch.randn(rows, count, 5, generator=generator)
-    tokens[:, :, -1] = torch.randint(1, 4, (rows, count), generator=generator)
-    return tokens, torch.randn(rows, count, 4, generator=generator)
+    sizes = torch.randint(1, 4, (rows, count, 1), generator=generator).float()
+    return tokens, sizes, torch.randn(rows, count, 4, generator=generator)
 
 
-def merge_one_by_one(tokens: Tensor, keys: Tensor, count: int) -> Tensor:
-    """What `merge_tokens` does to one image, [N, D], token by token."""
+def merge_one_by_one(tokens: Tensor, sizes: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """What `merge_tokens` does to one image, [N, D] and [N, 1], token by token."""
     proposals = []
     for index in range(2, len(tokens), 2):
         similarities = [float(F.cosine_similarity(keys[index], keys[other], 0)) for other in range(1, len(tokens), 2)]
@@ -56,12 +56,9 @@ def merge_one_by_one(tokens: Tensor, keys: Tensor, count: int) -> Tensor:
     for _, index, partner in merged:
         groups[partner] += groups.pop(index)
     rows = [*sorted(index for index in groups if index % 2 == 0), *range(1, len(tokens), 2)]
-    result = []
-    for index in rows:
-        sizes = tokens[groups[index], -1:]
-        mean = (tokens[groups[index], :-1] * sizes).sum(0) / sizes.sum()
-        result.append(torch.cat([mean, sizes.sum(0)]))
-    return torch.stack(result)
+    members = [groups[index] for index in rows]
+    means = [(tokens[group] * sizes[group]).sum(0) / sizes[group].sum() for group in members]
+    return torch.stack(means), torch.stack([sizes[group].sum(0) for group in members])
 
 
 @pytest.mark.parametrize("stem_blocks", [0, 1])
@@ -79,32 +76,36 @@ def test_nothing_merged_is_the_plain_vit(vit: ViT, tiny_images: Tensor, stem_blo
 
 @pytest.mark.parametrize("count", [1, 3, 4])
 @pytest.mark.parametrize("num_tokens", [9, 10])
-def test_merging_is_that_of_a_plain_loop(count: int, num_tokens: int) -> None:
-    tokens, keys = tokens_and_keys(count=num_tokens)
-    merged = merge_tokens(tokens, keys, count)
-    expected = torch.stack([merge_one_by_one(*row, count) for row in zip(tokens, keys, strict=True)])
-    torch.testing.assert_close(merged, expected)
-    assert merged.shape == (3, num_tokens - count, 5)
+@pytest.mark.parametrize("sized", [True, False])
+def test_merging_is_that_of_a_plain_loop(count: int, num_tokens: int, sized: bool) -> None:
+    tokens, sizes, keys = tokens_sizes_and_keys(count=num_tokens)
+    before = tokens.clone()
+    sizes = sizes if sized else torch.ones_like(sizes)
+    merged = merge_tokens(tokens, sizes if sized else None, keys, count)
+    rows = [merge_one_by_one(*row, count) for row in zip(tokens, sizes, keys, strict=True)]
+    for part, expected in zip(merged, zip(*rows, strict=True), strict=True):
+        torch.testing.assert_close(part, torch.stack(expected))
+    assert merged[0].shape == (3, num_tokens - count, 5)
+    assert torch.equal(tokens, before)
 
 
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_the_weighted_mean_is_kept(count: int) -> None:
-    tokens, keys = tokens_and_keys()
-    merged = merge_tokens(tokens, keys, count)
-    assert torch.equal(merged[:, :, -1].sum(1), tokens[:, :, -1].sum(1))  # patches are neither lost nor counted twice
-    before, after = ((part[:, :, :-1] * part[:, :, -1:]).sum(1) for part in (tokens, merged))
-    torch.testing.assert_close(after, before)
+    tokens, sizes, keys = tokens_sizes_and_keys()
+    merged, merged_sizes = merge_tokens(tokens, sizes, keys, count)
+    assert torch.equal(merged_sizes.sum(1), sizes.sum(1))  # patches are neither lost nor counted twice
+    torch.testing.assert_close((merged * merged_sizes).sum(1), (tokens * sizes).sum(1))
     torch.testing.assert_close(merged[:, 0], tokens[:, 0])  # the class token
-    assert not torch.allclose(merged[:, :, :-1].mean(1), tokens[:, :, :-1].mean(1))  # the plain mean is not
+    assert not torch.allclose(merged.mean(1), tokens.mean(1))  # the plain mean is not
 
 
 def test_the_most_similar_pair_goes_first() -> None:
-    tokens, keys = tokens_and_keys(rows=1)
+    tokens, sizes, keys = tokens_sizes_and_keys(rows=1)
     keys[0, 6] = 3 * keys[0, 3]  # of the same direction, not of the same length
-    merged = merge_tokens(tokens, keys, 1)
-    assert merged[0, 4 + 1, -1] == tokens[0, 6, -1] + tokens[0, 3, -1]  # class token, 2, 4, 8, then 1, 3, 5, 7
+    merged, merged_sizes = merge_tokens(tokens, sizes, keys, 1)
+    assert merged_sizes[0, 4 + 1] == sizes[0, 6] + sizes[0, 3]  # class token, 2, 4, 8, then 1, 3, 5, 7
     keys[0, 0] = keys[0, 1]
-    assert torch.equal(merge_tokens(tokens, keys, 1), merged)  # not the class token
+    assert torch.equal(merge_tokens(tokens, sizes, keys, 1)[0], merged)  # not the class token
 
 
 def test_a_token_of_size_two_weighs_as_two_equal_ones(vit: ViT) -> None:
