@@ -8,11 +8,6 @@ READY := .venv/.ready
 # import-linter see one package. Running and installing the package needs no links.
 LINKS := $(addprefix vitskip/,backbone envs agents eval)
 
-# glibc hands large buffers back after every operation; keeping them makes a training step up to 6 times faster.
-demo pretrain bench bench-learning test-slow: export MALLOC_MMAP_MAX_       := 0
-demo pretrain bench bench-learning test-slow: export MALLOC_TRIM_THRESHOLD_ := 68719476736
-demo pretrain bench bench-learning test-slow: export MALLOC_TOP_PAD_        := 268435456
-
 .DEFAULT_GOAL := help
 .PHONY: help setup demo pretrain bench bench-learning test test-slow check format lock clean
 

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..backbone import load_dataset
+from ..backbone.allocator import keep_buffers
 from ..backbone.backbones import build_backbone
 from ..backbone.json_files import read_json, write_json
 from ..backbone.recipe import Recipe
@@ -145,4 +146,5 @@ def _table(dataset: str, cards: dict[str, dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
+    keep_buffers()
     tyro.cli(main)

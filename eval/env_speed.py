@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..agents.run_directory import versions
 from ..backbone import load_backbone
+from ..backbone.allocator import keep_buffers
 from ..backbone.json_files import write_json
 from ..envs.config import EnvConfig
 from ..envs.sb3 import make_sb3_env
@@ -140,4 +141,5 @@ def main(num_envs: tuple[int, ...] = NUM_ENVS, json: Path | None = None) -> None
 
 
 if __name__ == "__main__":
+    keep_buffers()
     tyro.cli(main)

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from ..agents.algorithms import make_agent
 from ..agents.checkpoint import get_random, set_random
 from ..agents.run_directory import versions
+from ..backbone.allocator import keep_buffers
 from ..backbone.datasets import validation_splits
 from ..backbone.json_files import write_json
 from ..envs import EnvConfig, SkipCore, SkipVectorEnv, make_sb3_env
@@ -331,4 +332,5 @@ def learning_table(learning: dict[str, dict[str, dict[str, Any]]], goal: float) 
 
 
 if __name__ == "__main__":
+    keep_buffers()
     tyro.cli(main)

@@ -13,6 +13,7 @@ import tyro
 from ..agents.dynamic_vit import DynamicViT
 from ..agents.run_directory import is_run, read
 from ..backbone import Backbone, Dataset, load_dataset
+from ..backbone.allocator import keep_buffers
 from ..backbone.token_merging import unmerged
 from .measurement import measure
 from .static_networks import run_whole
@@ -76,4 +77,5 @@ def results_on(
 
 
 if __name__ == "__main__":
+    keep_buffers()
     tyro.cli(ship)

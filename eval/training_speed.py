@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..agents.run_directory import versions
 from ..backbone import Dataset, load_dataset
+from ..backbone.allocator import keep_buffers
 from ..backbone.backbones import build_backbone
 from ..backbone.json_files import write_json
 from ..backbone.pretrain import begin, make_batches, make_paths, training_step
@@ -92,4 +93,5 @@ def main(
 
 
 if __name__ == "__main__":
+    keep_buffers()
     tyro.cli(main)

@@ -24,7 +24,10 @@ def checked(function: Callable[..., object]) -> Callable[..., object]:
 jaxtyping.install_import_hook("vitskip", f"{__name__}.checked")
 torch.set_num_threads(1)
 
-from vitskip.backbone.vit import ViT  # noqa: E402 - the hook above sees only what is imported after it
+from vitskip.backbone.allocator import keep_buffers  # noqa: E402 - the hook above sees only what is imported after it
+from vitskip.backbone.vit import ViT  # noqa: E402
+
+keep_buffers()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from vitskip.agents.adaptation import adapt as adapt_net
 from vitskip.agents.baselines import whole_network
 from vitskip.agents.run_directory import Run, read, versions
 from vitskip.backbone import Dataset, load_backbone, load_dataset
+from vitskip.backbone.allocator import keep_buffers
 from vitskip.backbone.datasets import Split, validation_splits
 from vitskip.envs.config import check_device
 from vitskip.eval.comparison import tuned_dense
@@ -158,6 +159,7 @@ def main() -> None:
     if arguments == ["--version"]:
         console.print(version("vitskip"))
         return
+    keep_buffers()
     commands = (download, pretrain, depth, latency, train, distill, evaluate, benchmark, compare, report, sweep, demo)
     try:
         while arguments[:1] == ["--import"]:

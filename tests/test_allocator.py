@@ -1,0 +1,33 @@
+"""Large buffers are kept once glibc is told to, and users' own settings are left alone."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# page faults of a buffer of 64 MiB that is written for the second time
+SCRIPT = """
+import resource, torch
+from vitskip.backbone.allocator import keep_buffers
+{}
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+
+
+def faults(call: str, **variables: str) -> int:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", SCRIPT.format(call)]
+    return int(subprocess.run(command, env=own | variables, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_a_large_buffer_costs_its_pages_once() -> None:
+    assert faults("") > 2**24 * 4 // 2**21  # at least one for each huge page, where there are such
+    assert faults("keep_buffers()") < 8
+    assert faults("keep_buffers()", MALLOC_ARENA_MAX="8") > 8  # as the user's environment has it
