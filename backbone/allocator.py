@@ -4,8 +4,8 @@ import ctypes
 import os
 import platform
 
-# of glibc's mallopt(3): large buffers are cut from the heap, whose unused end is kept and grows by steps of 256 MiB
-OPTIONS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**28)}
+# of glibc's mallopt(3): large buffers are cut from the heap, whose unused end is never handed back and grows by 256 MiB
+OPTIONS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_TOP_PAD": (-2, 2**28)}
 
 
 def keep_buffers() -> None:
