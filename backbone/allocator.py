@@ -11,9 +11,9 @@ OPTIONS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_TOP_PAD": (-2
 def keep_buffers() -> None:
     """Let glibc keep large buffers for the next operation instead of handing them back to the system after each.
 
-    Getting them again costs a page fault for every 4 KiB: on a CPU training is up to six times slower so, and large
-    batches twice. For the whole process, at the price of memory that others cannot have meanwhile; `vitskip` and the
-    benchmarks call it. Does nothing with another C library, or where the environment sets `MALLOC_...` variables.
+    Getting them again costs a page fault for every 4 KiB, which slows training and large batches on a CPU. For the
+    whole process, at the price of memory that others cannot have meanwhile; `vitskip` and the benchmarks call it. Does
+    nothing with another C library, or where the environment sets `MALLOC_...` variables.
     """
     if platform.libc_ver()[0] == "glibc" and not any(name.startswith("MALLOC_") for name in os.environ):
         library = ctypes.CDLL(None)

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from vitskip import cli
+
 # page faults of a buffer of 64 MiB that was written before, once the heap has found its size
 SCRIPT = """
 import resource, torch
@@ -31,3 +33,12 @@ def test_a_large_buffer_costs_its_pages_once() -> None:
     assert faults("") > 2**24 * 4 // 2**21  # at least one for each huge page, where there are such
     assert faults("keep_buffers()") < 8
     assert faults("keep_buffers()", MALLOC_ARENA_MAX="8") > 8  # as the user's environment has it
+
+
+def test_every_command_has_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(cli, "keep_buffers", lambda: calls.append("keep_buffers"))
+    monkeypatch.setattr(sys, "argv", ["vitskip", "benchmark", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert calls == ["keep_buffers"]
