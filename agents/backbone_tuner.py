@@ -18,10 +18,11 @@ from ..backbone.batches import Batches
 from ..backbone.checkpoint import load_optimizer, optimizer_tensors, read_checkpoint, write_checkpoint
 from ..backbone.masked import run_masked
 from ..backbone.optimizers import make_optimizer
+from ..backbone.precision import Precision, autocast
 from ..backbone.pretrain import make_batches
 from ..backbone.processes import Processes
 from ..backbone.protocol import ActionUnit
-from ..backbone.recipe import OptimizerName, Precision, Recipe
+from ..backbone.recipe import OptimizerName, Recipe
 from ..backbone.token_merging import unmerged
 
 
@@ -195,7 +196,7 @@ class BackboneTuner:
             on_the_way.append((rows, self.backbone.classify(tokens)))
 
         after = ask_the_head if self.config.deep_supervision else None
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        with autocast(self.config.precision, images.device):
             with torch.no_grad():
                 belief = self.teacher(images).float().log_softmax(1)
             logits = run_masked(self.backbone, images, keep_mask.cpu(), self.action_unit, after)

@@ -25,6 +25,7 @@ from .checkpoint import TrainingState
 from .datasets import Dataset
 from .optimizers import make_optimizer, module_blocks
 from .paths import Paths, path_losses, units_of_block_0
+from .precision import autocast
 from .processes import Processes, processes
 from .protocol import ActionUnit, Backbone, num_units
 from .recipe import Recipe
@@ -148,7 +149,7 @@ def make_paths(vit: Backbone, recipe: Recipe, here: Processes) -> Callable[..., 
 
 def training_step(state: TrainingState, paths: Callable[..., Any], batch: Batch, recipe: Recipe) -> Tensor:
     """One optimiser step; the losses of the full and of the skipped path, [2]."""
-    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+    with autocast(recipe.precision, batch.images.device):
         full, skipped = paths(batch.images, batch.keep_mask, batch.full_rows)
     losses = path_losses(
         full,

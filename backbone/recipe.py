@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from .augment import AUGMENTATIONS
+from .precision import Precision
 from .registry import unknown_name
 
 Skip = Literal["none", "block", "half", "tail"]
-Precision = Literal["float32", "bfloat16"]
 OptimizerName = Literal["adamw", "muon"]
 
 

@@ -70,6 +70,7 @@ def test_every_algorithm_trains_jointly(algorithm: str, tmp_path: Path) -> None:
     assert same_weights(DynamicViT.load(tmp_path, budget=0.5).backbone, net.backbone)
 
 
+@pytest.mark.filterwarnings("ignore:precision")  # on a CPU without bfloat16
 @pytest.mark.parametrize("settings", [{}, {"precision": "bfloat16"}, {"optimizer": "muon"}, {"deep_supervision": 1.0}])
 def test_the_vit_learns_on_the_agents_paths(settings: dict) -> None:
     """A gradient reaches exactly the blocks that the agent runs; the loss falls when a batch is seen again."""

@@ -201,6 +201,7 @@ def test_weight_decay_spares_vectors_and_embeddings(toy: Dataset) -> None:
     assert min(shares["norm.weight"], shares["pos_embed"], shares["cls_token"]) > 0.9
 
 
+@pytest.mark.filterwarnings("ignore:precision")  # on a CPU without bfloat16
 def test_bfloat16_trains_too(toy: Dataset) -> None:
     vit, _ = train(toy, replace(RECIPE, precision="bfloat16"))
     exact, _ = train(toy, RECIPE)
