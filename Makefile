@@ -8,6 +8,9 @@ READY := .venv/.ready
 # import-linter see one package. Running and installing the package needs no links.
 LINKS := $(addprefix vitskip/,backbone envs agents eval)
 
+# Empty, so that compiled modules are kept: without them each command compiles torch anew for ten seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo pretrain bench bench-learning test test-slow check format lock clean
 
@@ -29,7 +32,7 @@ bench-learning: setup ## measure how fast agents learn (ARGS="...")
 	$(BIN)/python -m vitskip.eval.learning_speed $(ARGS)
 
 test: setup ## run the fast tests (ARGS="-x tests/test_macs.py")
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-slow: setup ## run the tests that train for minutes
 	$(BIN)/pytest -m slow $(ARGS)
