@@ -23,7 +23,7 @@ from vitskip.eval.pretraining import pretrain_and_measure
 from vitskip.eval.skip_tolerance import skip_tolerance
 from vitskip.eval.tables import depth_table, skip_table
 
-from .output import OutputFile, console, other_work, write_result
+from .output import OutputFile, console, watch_others, write_result
 
 RecipeFlags = Annotated[Recipe, tyro.conf.OmitArgPrefixes]
 
@@ -174,12 +174,12 @@ def latency(
         device: where to run.
         json: also write the table here, the FILE of that price.
     """
-    beside = other_work()
+    others = watch_others()
     backbone = backbone or backbone_for(dataset)
     net, part = load_backbone(backbone).to(check_device(device)).eval(), load_dataset(dataset, "validation", data_root)
     part.check_fits(net)
     found = unit_latency(net, part.images, action_unit=action_unit, batch_size=batch_size, rounds=rounds)
-    console.print(found.grid().table(), beside)
+    console.print(found.grid().table(), others())
     write_result(json, {**found.summary(), "backbone": backbone, "dataset": dataset, "versions": versions()})
 
 

@@ -30,7 +30,7 @@ from vitskip.eval.throughput import benchmark as benchmark_net
 
 from .agent_cli import compare, distill, report, sweep, train
 from .backbone_cli import depth, download, latency, pretrain
-from .output import OutputFile, console, other_work, write_result
+from .output import OutputFile, console, watch_others, write_result
 
 
 def evaluate(
@@ -128,7 +128,7 @@ def benchmark(
         device: where to run.
         json: also write the numbers here.
     """
-    beside = other_work()
+    others = watch_others()
     net, record = DynamicViT.load(run, device=str(check_device(device)), budget=budget), read(run)
     images = _split(record, "test", dataset, data_root).images
     adapted = adapt_net(net, _split(record, "validation", dataset, data_root).images) if adapt else {}
@@ -136,7 +136,7 @@ def benchmark(
         console.print(f"runs all blocks in batches of about {', '.join(map(str, sorted(net.undecided_sizes)))}")
     rivals = {name: load_backbone(name) for name in rival}
     result = benchmark_net(net, images, batch_sizes=batch_sizes, seconds=seconds, rivals=rivals)
-    console.print(benchmark_table(result), beside)
+    console.print(benchmark_table(result), others())
     setting = {"run": str(run), "budget": budget, "device": device, "versions": versions(), "adapted": adapted}
     write_result(json, {**setting, **result.summary()})
 

@@ -2,9 +2,12 @@
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 from rich.console import Console
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -38,12 +41,28 @@ OutputFile = Annotated[
 ]
 
 
-def other_work() -> str:
-    """What to say beside times that are taken now if other work runs on this machine; empty if none does."""
-    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
-    if load <= cores / 4:
-        return ""
-    return f"other work ran on this machine (load {load:.1f} on {cores} cores): do not trust these times"
+def watch_others() -> Callable[[], str]:
+    """Watch the machine while times are taken.
+
+    Returns:
+        Tells what to say beside times taken since; empty if others, a virtual machine's host among them, took less than
+        a tenth of the cores.
+    """
+    began, before, count = time.perf_counter(), _cpu_seconds_of_others(), os.cpu_count() or 1
+
+    def told() -> str:
+        cores = (_cpu_seconds_of_others() - before) / (time.perf_counter() - began)
+        if cores <= count / 10:
+            return ""
+        return f"other work took {cores:.1f} of {count} cores meanwhile: do not trust these times"
+
+    return told
+
+
+def _cpu_seconds_of_others() -> float:
+    machine, own = psutil.cpu_times()._asdict(), os.times()
+    unused = ("idle", "iowait", "guest", "guest_nice")  # a guest's time is its user's, too
+    return sum(seconds for name, seconds in machine.items() if name not in unused) - sum(own[:4])
 
 
 def write_result(path: Path | None, values: Any) -> None:
