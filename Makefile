@@ -8,7 +8,7 @@ READY := .venv/.ready
 # import-linter see one package. Running and installing the package needs no links.
 LINKS := $(addprefix vitskip/,backbone envs agents eval)
 
-# Empty, so that compiled modules are kept: without them each command compiles torch anew for ten seconds.
+# Empty, so that compiled modules are kept: without them each command compiles its imports anew.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help

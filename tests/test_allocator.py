@@ -9,8 +9,8 @@ import pytest
 
 from vitskip import cli
 
-# page faults of a buffer of 64 MiB that was written before, once the heap has found its size: a small piece beside each
-# of the first seven may stay in the thread's cache, so that the next does not fit where it was
+# page faults of a buffer of 64 MiB that was written before, once the heap has found its size: a small piece beside the
+# first ones may stay in the thread's cache, so that the next does not fit where they were
 SCRIPT = """
 import resource, torch
 from vitskip.backbone.allocator import keep_buffers
