@@ -78,6 +78,17 @@ class Cell:
         return known if known.get("settings", settings) == settings else None
 
 
+def check_each_once(**lists: Sequence[Any]) -> None:
+    """Refuse what would narrow an interval without a measurement, or leave a table empty.
+
+    Raises:
+        ValueError: for a list with nothing in it or something twice.
+    """
+    for name, values in lists.items():
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name}: expected one or more, each once, got {list(values)}")
+
+
 def make_cells(
     base: TrainConfig, out: Path, algorithms: Sequence[str], budgets: Sequence[float], seeds: Sequence[int]
 ) -> list[Cell]:
@@ -89,9 +100,7 @@ def make_cells(
     Raises:
         ValueError: for an unknown algorithm, a budget outside (0, 1), and what comes twice or not at all.
     """
-    for name, values in {"algorithms": algorithms, "budgets": budgets, "seeds": seeds}.items():
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"{name}: expected one or more, each once, got {list(values)}")
+    check_each_once(algorithms=algorithms, budgets=budgets, seeds=seeds)
     kind = ("joint-" if base.joint else "") + (f"upfront{base.upfront}-" if base.upfront else "")
     cells = []
     for seed in seeds:

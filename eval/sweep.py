@@ -20,6 +20,7 @@ from ..agents.training import TrainConfig, train
 from ..backbone import load_dataset
 from ..backbone.datasets import Split, validation_splits
 from ..envs.config import EnvArguments
+from .comparison import check_each_once
 from .grid import Grid
 from .measurement import measure
 
@@ -57,11 +58,11 @@ def combinations(values: Mapping[str, Any]) -> list[Setting]:
     """The defaults ({}), and all combinations of the values given for each hyperparameter.
 
     Raises:
-        ValueError: if a hyperparameter has no list of values.
+        ValueError: if a hyperparameter has no list of values, or one of them twice.
     """
     for name, given in values.items():
-        if not isinstance(given, list | tuple) or not given:
-            raise ValueError(f"vary: expected a list of values for {name}, got {given!r}")
+        if not isinstance(given, list | tuple) or not given or any(given.count(value) > 1 for value in given):
+            raise ValueError(f"vary: expected a list of values for {name}, each once, got {given!r}")
     return [{}, *(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()) if chosen)]
 
 
@@ -84,8 +85,10 @@ def make_trials(
             one changed at a time, if not given.
 
     Raises:
-        ValueError: for an unknown algorithm or hyperparameter, one without values, or no budget.
+        ValueError: for an unknown algorithm or hyperparameter, one without values, no budget, and what comes twice or
+            not at all.
     """
+    check_each_once(algorithms=algorithms, seeds=seeds)
     if base.budget is None:
         raise ValueError("budget: expected a share of the dense compute in (0, 1), got none")
     trials = []

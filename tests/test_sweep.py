@@ -42,7 +42,8 @@ def test_all_combinations_of_given_values() -> None:
 @pytest.mark.parametrize(
     ("vary", "message"),
     [
-        ({"learning_rate": 0.001}, "vary: expected a list of values for learning_rate, got 0.001"),
+        ({"learning_rate": 0.001}, "vary: expected a list of values for learning_rate, each once, got 0.001"),
+        ({"learning_rate": [0.001, 0.001]}, r"each once, got \[0.001, 0.001\]"),
         ({"learning_rate": []}, "vary: expected a list of values for learning_rate"),
         ({"learning_rat": [0.001]}, "did you mean 'learning_rate'"),
     ],
@@ -50,6 +51,19 @@ def test_all_combinations_of_given_values() -> None:
 def test_wrong_values_are_refused_before_training(tmp_path: Path, vary: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_trials(BASE, tmp_path, ["ppo"], [0], vary)
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "seeds", "message"),
+    [
+        (["ppo"], [], r"seeds: expected one or more, each once, got \[\]"),
+        (["ppo"], [0, 0], r"seeds: expected one or more, each once, got \[0, 0\]"),
+        (["a2c", "a2c"], [0], "algorithms: expected one or more, each once"),
+    ],
+)
+def test_a_run_counts_once(tmp_path: Path, algorithms: list[str], seeds: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_trials(BASE, tmp_path, algorithms, seeds)
 
 
 def test_a_sweep_needs_a_budget(tmp_path: Path) -> None:
